@@ -14,13 +14,12 @@ use ironstep::simd::Isa;
 /// Hyperparameters that exercise the rule as people use it.
 fn value(name: &str) -> f64 {
     match name {
-        "lr" => 1e-3,
+        "lr" | "trust_coefficient" => 1e-3,
         "beta1" | "momentum" | "rho" => 0.9,
         "beta2" => 0.999,
         "alpha" => 0.99,
         "eps" => 1e-8,
         "weight_decay" => 1e-2,
-        "trust_coefficient" => 1e-3,
         "momentum_decay" => 4e-3,
         "max_param_norm" => f64::INFINITY,
         "bias_correction" | "always_adapt" | "weight_decay_in_ratio" | "decoupled_weight_decay" => 1.0,

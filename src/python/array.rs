@@ -162,7 +162,7 @@ impl<'a> Header<'a> {
     pub(super) fn view(&self, kind: Kind, flat: bool) -> View {
         let Kind { dtype, swapped } = kind;
         if flat || self.is_c_contiguous() {
-            let ptr = self.data.wrapping_offset(self.bytes(dtype.size()).start.wrapping_sub(self.data.addr()) as isize);
+            let ptr = self.data.with_addr(self.bytes(dtype.size()).start);
             return View { ptr, dtype, swapped, strides: None };
         }
         let strides = (self.shape.iter().zip(self.strides)).filter(|&(&n, _)| n != 1).map(|(_, &stride)| stride);

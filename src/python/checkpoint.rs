@@ -53,17 +53,13 @@ impl View for &Tensor<'_> {
     }
 }
 
-/// The memory of a C-contiguous array.
-fn bytes_of<'a>(array: &'a Bound<'_, PyAny>) -> PyResult<(Vec<usize>, &'a mut [u8])> {
+/// The shape of a C-contiguous array, its first byte, and how many there are.
+fn memory(array: &Bound<'_, PyAny>) -> PyResult<(Vec<usize>, *mut u8, usize)> {
     let size: usize = array.getattr("itemsize")?.extract()?;
     let header = Header::of(array)
         .filter(Header::is_c_contiguous)
         .ok_or_else(|| PyValueError::new_err("a C-contiguous array is needed"))?;
-    let len = header.len() * size;
-    // SAFETY: the array is contiguous, so these are its bytes. The Python side made it for this call and shares it with
-    // nobody. An empty array may have any address.
-    let bytes = if len == 0 { &mut [][..] } else { unsafe { std::slice::from_raw_parts_mut(header.data, len) } };
-    Ok((header.shape(), bytes))
+    Ok((header.shape(), header.data, header.len() * size))
 }
 
 /// Writes `path`: the arrays (C-contiguous, little-endian), and a text as metadata. The file appears whole or not at all.
@@ -81,7 +77,10 @@ pub(super) fn save_safetensors(
         let dtype = DTYPES.iter().find(|(_, name)| *name == numpy_name).map(|&(dtype, _)| dtype).ok_or_else(|| {
             PyValueError::new_err(format!("{name} has dtype {numpy_name}, which the file format does not have"))
         })?;
-        let (shape, bytes) = bytes_of(array)?;
+        let (shape, first, len) = memory(array)?;
+        // SAFETY: the array is contiguous and not null, so these are its bytes; `arrays` keeps it alive. The Python side made
+        // it for this call and shares it with nobody.
+        let bytes = unsafe { std::slice::from_raw_parts(first, len) };
         tensors.push((name.as_str(), Tensor { dtype, shape, bytes }));
     }
     let tensors: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
@@ -118,10 +117,10 @@ fn replace(path: &Path, tensors: Vec<(&str, &Tensor)>, metadata: HashMap<String,
 /// that [`save_safetensors`] wrote, if there is one.
 #[pyfunction]
 #[pyo3(signature = (path, /))]
-pub(super) fn load_safetensors<'py>(
-    py: Python<'py>,
+pub(super) fn load_safetensors(
+    py: Python<'_>,
     path: PathBuf,
-) -> PyResult<(Vec<(String, &'static str, Bound<'py, PyAny>)>, Option<String>)> {
+) -> PyResult<(Vec<(String, &'static str, Bound<'_, PyAny>)>, Option<String>)> {
     let broken = |why: &dyn std::fmt::Display| {
         PyValueError::new_err(format!("{} must be a whole safetensors file: {why}", path.display()))
     };
@@ -159,7 +158,10 @@ pub(super) fn load_safetensors<'py>(
             .ok_or_else(|| broken(&format!("{name} has the type {:?}", info.dtype)))?;
         let stored = if dtype == "bfloat16" { "uint16" } else { dtype };
         let array = empty.call1((info.shape.clone(), stored))?;
-        file.read_exact(bytes_of(&array)?.1).map_err(|error| broken(&error))?;
+        let (_, first, len) = memory(&array)?;
+        // SAFETY: a new, contiguous array that nobody else has seen.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(first, len) };
+        file.read_exact(bytes).map_err(|error| broken(&error))?;
         arrays.push((name, dtype, array));
     }
     let metadata = header.metadata().as_ref().and_then(|metadata| metadata.get(METADATA_KEY).cloned());

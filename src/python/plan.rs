@@ -1,6 +1,7 @@
 //! The plan of an optimiser: its arrays, checked once, and the quick look before each step that they are still what they
 //! were.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Mutex, TryLockError};
 
@@ -145,8 +146,9 @@ impl Inner {
             work: Work::default(),
         };
         let mut intervals = Vec::with_capacity(n * (1 + engine.states().len()));
+        let mut roots = HashSet::new();
         for i in 0..n {
-            inner.add_leaf(py, engine, i, &mut intervals)?;
+            inner.add_leaf(py, engine, i, &mut intervals, &mut roots)?;
         }
         inner.work = Work::new(inner.facts.iter().map(|facts| facts.len));
         let outputs = Outputs::new(intervals.iter().map(|(bytes, _)| bytes.clone()), |a, b| {
@@ -164,6 +166,7 @@ impl Inner {
         engine: &dyn Engine,
         i: usize,
         intervals: &mut Vec<(Range<usize>, usize)>,
+        roots: &mut HashSet<*mut pyo3::ffi::PyObject>,
     ) -> PyResult<()> {
         let param = self.tree.leaves()[i].clone_ref(py).into_bound(py);
         let name = || self.tree.leaf_name(py, "params", i);
@@ -184,7 +187,7 @@ impl Inner {
         };
         self.params.add(&param, &header);
         if let Some(root) = header.root(py)
-            && !self.roots.all.iter().any(|watch| watch.array.is(&root))
+            && roots.insert(root.as_ptr())
             && let Some(header) = Header::of(&root)
         {
             self.roots.add(&root, &header);
@@ -258,8 +261,7 @@ impl Inner {
     fn again(&self, py: Python<'_>, engine: &dyn Engine) -> PyResult<Inner> {
         let clone = |arrays: &Vec<Py<PyAny>>| arrays.iter().map(|array| array.clone_ref(py)).collect::<Vec<_>>();
         let tree = self.tree.again(py, "params")?;
-        let names = |tree: &Tree| (0..tree.leaves().len()).map(|i| tree.leaf_name(py, "params", i)).collect::<Vec<_>>();
-        let (old, new) = (names(&self.tree), names(&tree));
+        let (old, new) = (self.tree.names(py, "params"), tree.names(py, "params"));
         if old != new {
             let differing =
                 old.iter().find(|name| !new.contains(name)).or_else(|| new.iter().find(|name| !old.contains(name)));
@@ -311,7 +313,6 @@ impl Inner {
         tiles: bool,
     ) -> PyResult<()> {
         let mut hint = 0;
-        // The base of the last view that was looked at, and its memory.
         for (i, slot) in grads.iter_mut().enumerate() {
             let name = || self.tree.leaf_name(py, "grads", i);
             let facts = &self.facts[i];

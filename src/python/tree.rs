@@ -337,7 +337,7 @@ impl Tree {
 
     /// The names of the leaves, as one would write them in Python after `name`.
     #[pyo3(signature = (name, /))]
-    fn names(&self, py: Python<'_>, name: &str) -> Vec<String> {
+    pub(super) fn names(&self, py: Python<'_>, name: &str) -> Vec<String> {
         let mut names = Vec::with_capacity(self.leaves.len());
         self.root.for_each_path(py, &Path::Root(name), &mut |path| names.push(path.name()));
         names
