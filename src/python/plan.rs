@@ -444,10 +444,7 @@ impl Plan {
     ///
     /// Returns the name of the first gradient that is not finite, if that was looked for and stopped the step, the norm of
     /// the gradients, the norm of the change, and the new scalar state of each group.
-    #[pyo3(signature = (
-        grads, groups, /, *, grad_scale=1.0, clip_value=f64::INFINITY, max_norm=f64::INFINITY, check_finite=false,
-        ema_decay=0.0, grad_norm=false, update_norm=false, isa=None
-    ))]
+    #[pyo3(signature = (grads, groups, grad_scale, clip_value, max_norm, check_finite, ema_decay, grad_norm, update_norm, isa, /))]
     fn step<'py>(
         &self,
         py: Python<'py>,
