@@ -879,7 +879,8 @@ class LAMB(Optimizer):
     `u = (m * (1 / c1)) / (sqrt(v) * (1 / sqrt(c2)) + eps) + weight_decay * p`, `p - (lr * ratio) * u`.
 
     Libraries differ: optax and the paper are the default; apex and timm have `always_adapt=False` and `max_norm=1.0`;
-    timm's `trust_clip` is LAMBC; pytorch_optimizer has `max_param_norm=10.0, eps_in_ratio=True, bias_correction=False`.
+    timm's `trust_clip` is LAMBC; pytorch_optimizer has `max_param_norm=10.0, eps_in_ratio=True, bias_correction=False`
+    and divides `lr` by $1-\beta_1^t$.
 
     Args:
         params: Arrays, or a nest of them.
