@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 __all__ = [
     "Plan",
     "Tree",
+    "Values",
     "get_num_threads",
     "instruction_sets",
     "load_safetensors",
@@ -40,6 +41,10 @@ class Tree:
     def keys(self) -> list[str]: ...
 
 @final
+class Values:
+    def __new__(cls, numbers: Sequence[float]) -> Values: ...
+
+@final
 class Plan:
     def __new__(
         cls,
@@ -54,7 +59,7 @@ class Plan:
     def step(
         self,
         grads: Any,
-        groups: Sequence[tuple[int, bool, Sequence[float], Sequence[float]]],
+        groups: Sequence[tuple[int, bool, Values, Sequence[float]]],
         grad_scale: float,
         clip_value: float,
         max_norm: float,

@@ -25,8 +25,8 @@ import numpy as np
 
 from . import _core
 from .optim import Optimizer, ParamGroup, StepResult, _optimizers
-from .optim._base import Around, decayed_leaves, grad_scale_number, nonfinite_error
-from .optim._hyper import RULES
+from .optim._base import FINITE, Around, decayed_leaves, nonfinite_error
+from .optim._hyper import RULES, number
 
 AROUND: dict[str, Any] = {
     "weight_decay_mask": None,
@@ -129,11 +129,11 @@ def _function(cls: type[Optimizer]) -> Callable[..., StepResult]:
         flags = sorted(set(decayed))
         plan = _core.Plan(group.rule, tree, arrays, [flags.index(flag) for flag in decayed], master, ema)
         numbers = [float(scalar[()]) for scalar in scalars]
-        groups = [(step, group["maximize"], group.vector(step - 1, flag), numbers) for flag in flags]
+        groups = [(step, group.maximize, group.vector(step - 1, flag), numbers) for flag in flags]
         nonfinite, norm, change, new = plan.step(
             grads,
             groups,
-            grad_scale_number(arguments.get("grad_scale", 1.0)),
+            number("grad_scale", arguments.get("grad_scale", 1.0), FINITE),
             *around.at(step - 1),
             arguments.get("grad_norm", False),
             arguments.get("update_norm", False),
@@ -143,7 +143,7 @@ def _function(cls: type[Optimizer]) -> Callable[..., StepResult]:
             if around.values["nonfinite"] == "raise":
                 raise nonfinite_error(nonfinite)
             return StepResult(step, norm, None, True)
-        for scalar, value in zip(scalars, new[0], strict=True):
+        for scalar, value in zip(scalars, new[0] if new else [], strict=True):
             scalar[...] = value
         return StepResult(step, norm, change, False)
 

@@ -330,14 +330,10 @@ pub(super) fn refuse_dangling(
     )))
 }
 
-/// A gradient as an array: itself, or what NumPy makes of it (JAX arrays and other objects with `__array__`).
-pub(super) fn gradient<'py>(object: Bound<'py, PyAny>, name: &dyn Fn() -> String) -> PyResult<Bound<'py, PyAny>> {
+/// What NumPy makes of a gradient that is no array (JAX arrays and other objects with `__array__`).
+pub(super) fn gradient<'py>(object: &Bound<'py, PyAny>, name: &dyn Fn() -> String) -> PyResult<Bound<'py, PyAny>> {
     static ASARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = object.py();
-    // SAFETY: the interpreter is attached.
-    if unsafe { PyArray_Check(py, object.as_ptr()) } != 0 {
-        return Ok(object);
-    }
     if !object.hasattr("__array__")? {
         let hint = if object.is_none() {
             "; to leave a parameter alone, take it out of the optimiser or pass zeros"
@@ -347,7 +343,7 @@ pub(super) fn gradient<'py>(object: Bound<'py, PyAny>, name: &dyn Fn() -> String
         return Err(PyTypeError::new_err(format!(
             "{} must be a NumPy array, or an object that NumPy can take as one, got {}{hint}",
             name(),
-            type_name(&object)
+            type_name(object)
         )));
     }
     let asarray =

@@ -18,7 +18,7 @@ mod _core {
     #[pymodule_export]
     use super::checkpoint::{load_safetensors, save_safetensors};
     #[pymodule_export]
-    use super::plan::Plan;
+    use super::plan::{Plan, Values};
     #[pymodule_export]
     use super::tree::Tree;
     use crate::optim::RULES;

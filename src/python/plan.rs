@@ -302,24 +302,33 @@ impl Inner {
         Ok(inner)
     }
 
+    /// Makes arrays of gradients that are none. Says whether there was one.
+    fn convert<'py>(&self, py: Python<'py>, grads: &mut [Bound<'py, PyAny>]) -> PyResult<bool> {
+        let mut any = false;
+        for (i, slot) in grads.iter_mut().enumerate() {
+            if Header::of(slot).is_none() {
+                *slot = array::gradient(slot, &|| self.tree.leaf_name(py, "grads", i))?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
     /// Checks the gradients and puts them beside the parameters. `logical`: the step takes norms, so elements must be walked
     /// in C order. `tiles`: more is wanted than a direct leaf can do.
     fn place_gradients<'py>(
         &mut self,
         py: Python<'py>,
         engine: &dyn Engine,
-        grads: &mut [Bound<'py, PyAny>],
+        grads: &[Bound<'py, PyAny>],
         logical: bool,
         tiles: bool,
     ) -> PyResult<()> {
         let mut hint = 0;
-        for (i, slot) in grads.iter_mut().enumerate() {
+        for (i, slot) in grads.iter().enumerate() {
             let name = || self.tree.leaf_name(py, "grads", i);
             let facts = &self.facts[i];
             let watch = &self.params.all[i];
-            if Header::of(slot).is_none() {
-                *slot = array::gradient(slot.clone(), &name)?;
-            }
             let Some(header) = Header::of(slot) else {
                 return Err(PyTypeError::new_err(format!("{} must be a NumPy array", name())));
             };
@@ -402,8 +411,21 @@ impl Inner {
     }
 }
 
+/// Hyperparameters of a group in the order of the rule, converted once.
+#[pyclass(frozen, module = "ironstep._core")]
+pub(super) struct Values(Vec<f64>);
+
+#[pymethods]
+impl Values {
+    /// Values(numbers)
+    #[new]
+    fn new(numbers: Vec<f64>) -> Values {
+        Values(numbers)
+    }
+}
+
 /// What Python gives for each group: step, maximize, hyperparameters, scalar state.
-type GroupArguments = (u64, bool, Vec<f64>, Vec<f64>);
+type GroupArguments<'py> = (u64, bool, Bound<'py, Values>, Vec<f64>);
 
 #[pymethods]
 impl Plan {
@@ -443,13 +465,13 @@ impl Plan {
     /// One step. `groups` has a tuple (step, maximize, hyperparameters, scalar state) for each group.
     ///
     /// Returns the name of the first gradient that is not finite, if that was looked for and stopped the step, the norm of
-    /// the gradients, the norm of the change, and the new scalar state of each group.
+    /// the gradients, the norm of the change, and the new scalar state of each group if the rule has any.
     #[pyo3(signature = (grads, groups, grad_scale, clip_value, max_norm, check_finite, ema_decay, grad_norm, update_norm, isa, /))]
     fn step<'py>(
         &self,
         py: Python<'py>,
         grads: Bound<'py, PyAny>,
-        groups: Vec<GroupArguments>,
+        groups: Vec<GroupArguments<'py>>,
         grad_scale: f64,
         clip_value: f64,
         max_norm: f64,
@@ -463,7 +485,7 @@ impl Plan {
         let engine = self.engine;
         let mut inner = self.lock()?;
         for (_, _, hyper, scalars) in &groups {
-            if hyper.len() != engine.hyper().len() || scalars.len() != engine.scalars().len() {
+            if hyper.get().0.len() != engine.hyper().len() || scalars.len() != engine.scalars().len() {
                 return Err(PyValueError::new_err(format!("the hyperparameters must be {:?}", engine.hyper())));
             }
         }
@@ -475,6 +497,10 @@ impl Plan {
         }
         let mut arrays = Vec::with_capacity(inner.facts.len());
         inner.tree.flatten_into(grads, "grads", &mut arrays)?;
+        // What is no array becomes one by Python code, which may do anything; so look again after it.
+        if inner.convert(py, &mut arrays)? && !inner.is_current(py) {
+            *inner = inner.again(py, engine)?;
+        }
         let options = Options {
             grad_scale,
             clip_value,
@@ -488,12 +514,17 @@ impl Plan {
         };
         let logical = engine.takes_norms() || grad_norm || update_norm || max_norm < f64::INFINITY;
         let tiles = update_norm || inner.companions.master.is_some() || inner.companions.ema.is_some();
-        inner.place_gradients(py, engine, &mut arrays, logical, tiles)?;
+        inner.place_gradients(py, engine, &arrays, logical, tiles)?;
 
         let mut scalars: Vec<Vec<f64>> = Vec::with_capacity(groups.len());
         scalars.extend(groups.iter().map(|(_, _, _, scalars)| scalars.clone()));
         let mut described: Vec<Group<'_>> = (groups.iter().zip(&mut scalars))
-            .map(|((step, maximize, hyper, _), scalars)| Group { step: *step, maximize: *maximize, hyper, scalars })
+            .map(|((step, maximize, hyper, _), scalars)| Group {
+                step: *step,
+                maximize: *maximize,
+                hyper: &hyper.get().0,
+                scalars,
+            })
             .collect();
         let Inner { leaves, work, .. } = &mut *inner;
         let (leaves, work) = (&leaves[..], &*work);
@@ -506,6 +537,9 @@ impl Plan {
         });
         drop(arrays);
         let nonfinite = report.nonfinite.map(|leaf| inner.tree.leaf_name(py, "grads", leaf));
+        if engine.scalars().is_empty() {
+            scalars.clear();
+        }
         Ok((nonfinite, report.grad_norm, report.update_norm, scalars))
     }
 

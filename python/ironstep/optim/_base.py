@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypedDict
@@ -21,6 +22,9 @@ Arrays: TypeAlias = "Array | Sequence[Arrays] | Mapping[Any, Arrays]"
 
 SMALL = 1 << 15
 """State arrays with fewer elements than this share one piece of memory."""
+
+FINITE = Limit(-sys.float_info.max, sys.float_info.max, "finite")
+"""Of `grad_scale`, which may have either sign."""
 
 LINE = 64
 """Bytes in a cache line: where arrays that we place begin."""
@@ -82,7 +86,7 @@ class Around:
             "nonfinite": "propagate",
             "ema_decay": None,
         }
-        self._numbers: tuple[float, float, bool, float] | None = None
+        self.numbers: tuple[float, float, bool, float] | None = None
 
     def set(self, name: str, value: Any) -> None:
         """Checks a value and takes it."""
@@ -92,7 +96,7 @@ class Around:
         elif value is not None:
             value = scalar(name, value, self.LIMITS[name])
         self.values[name] = value
-        self._numbers = None
+        self.numbers = None
 
     def callables(self) -> list[str]:
         """The names of the options that are functions of the step."""
@@ -100,8 +104,8 @@ class Around:
 
     def at(self, step: int) -> tuple[float, float, bool, float]:
         """What the core takes at a step: clip_value, max_norm, check_finite, ema_decay."""
-        if self._numbers is not None:
-            return self._numbers
+        if self.numbers is not None:
+            return self.numbers
 
         def value(name: str, absent: float) -> float:
             given = self.values[name]
@@ -110,16 +114,8 @@ class Around:
         check = self.values["nonfinite"] != "propagate"
         numbers = value("clip_value", math.inf), value("max_norm", math.inf), check, value("ema_decay", 0.0)
         if not self.callables():
-            self._numbers = numbers
+            self.numbers = numbers
         return numbers
-
-
-FINITE = Limit(-np.finfo(np.float64).max, np.finfo(np.float64).max, "finite")
-
-
-def grad_scale_number(value: Any) -> float:
-    """`grad_scale` as a float: finite, and of either sign."""
-    return value if type(value) is float and math.isfinite(value) else number("grad_scale", value, FINITE)
 
 
 def decayed_leaves(mask: Any, tree: _core.Tree) -> list[bool]:
@@ -421,28 +417,31 @@ class Optimizer:
             >>> w
             array([0., 1.])
         """
+        # Every line counts here: a step over a small array takes a few microseconds.
         self._enter()
         try:
-            steps = self._steps
-            groups = self._groups
+            steps, groups, around = self._steps, self._groups, self._around
+            if grad_scale != 1.0:
+                grad_scale = number("grad_scale", grad_scale, FINITE)
             arguments = []
             for part in self._parts:
-                group = groups[part.group]
-                done = steps[part.group]
-                vector = group.vector(done, part.decayed)
-                arguments.append((done + 1, group.values_by_name["maximize"], vector, part.scalars))
-            around = self._around.at(steps[0])
-            nonfinite, norm, change, scalars = self._plan.step(
-                grads, arguments, grad_scale_number(grad_scale), *around, grad_norm, update_norm, _isa
+                i = part.group
+                group = groups[i]
+                values = group.vectors.get(part.decayed) or group.vector(steps[i], part.decayed)
+                arguments.append((steps[i] + 1, group.maximize, values, part.scalars))
+            clip, max_norm, check, ema_decay = around.numbers or around.at(steps[0])
+            result = self._plan.step(
+                grads, arguments, grad_scale, clip, max_norm, check, ema_decay, grad_norm, update_norm, _isa
             )
+            nonfinite, norm, change, scalars = result
             if nonfinite is not None:
-                if self._around.values["nonfinite"] == "raise":
+                if around.values["nonfinite"] == "raise":
                     raise nonfinite_error(nonfinite)
                 return StepResult(steps[0], norm, None, True)
-            for part, new in zip(self._parts, scalars):  # noqa: B905 (in the fast path; the core gives one for each)
-                part.scalars = new
-            for i in range(len(steps)):
-                steps[i] += 1
+            if scalars:
+                for part, new in zip(self._parts, scalars, strict=True):
+                    part.scalars = new
+            self._steps = steps = [n + 1 for n in steps]
             return StepResult(steps[0], norm, change, False)
         finally:
             self._lock.release()

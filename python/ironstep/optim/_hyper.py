@@ -96,8 +96,9 @@ class ParamGroup(MutableMapping[str, Any]):
         kind._check(self.values_by_name)
         self.rule: str = kind._rule(self.values_by_name)
         """The name of the rule in the core that these hyperparameters choose."""
+        self.maximize: bool = self.values_by_name["maximize"]
         self._callables = self._find_callables()
-        self._vectors: dict[bool, list[float]] = {}
+        self.vectors: dict[bool, _core.Values] = {}
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "betas":
@@ -122,10 +123,10 @@ class ParamGroup(MutableMapping[str, Any]):
         """The names of the hyperparameters that are functions of the step."""
         return list(self._callables)
 
-    def vector(self, step: int, decayed: bool) -> list[float]:
+    def vector(self, step: int, decayed: bool) -> _core.Values:
         """The numbers that the rule takes at a step (0 is the first), with or without weight decay."""
-        if not self._callables and decayed in self._vectors:
-            return self._vectors[decayed]
+        if decayed in self.vectors:
+            return self.vectors[decayed]
         values = self.values_by_name | self._kind._fixed
         betas = values.pop("betas", ())
         values.update((f"beta{i + 1}", beta) for i, beta in enumerate(betas))
@@ -133,11 +134,11 @@ class ParamGroup(MutableMapping[str, Any]):
             values["weight_decay"] = 0.0
         limits = self._limits | {"beta1": self._limits["betas"], "beta2": self._limits["betas"]}
         names = RULES[self.rule][0]
-        vector = [
-            at(name, values[name], step, limits[name]) if name in limits else float(values[name]) for name in names
-        ]
+        vector = _core.Values(
+            [at(name, values[name], step, limits[name]) if name in limits else float(values[name]) for name in names]
+        )
         if not self._callables:
-            self._vectors[decayed] = vector
+            self.vectors[decayed] = vector
         return vector
 
     def __getitem__(self, name: str) -> Any:
@@ -154,8 +155,9 @@ class ParamGroup(MutableMapping[str, Any]):
                 f"{name} cannot become {value!r}: it decides which state the optimiser keeps; make a new optimiser"
             )
         self.values_by_name = values
+        self.maximize = values["maximize"]
         self._callables = self._find_callables()
-        self._vectors = {}
+        self.vectors = {}
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"a hyperparameter can be set but not removed: {name!r}")

@@ -152,10 +152,11 @@ class SGD(Optimizer):
             tree = self._tree
             saved = [leaf.copy(order="K") for leaf in tree.leaves]
             plan = _core.Plan("lookahead", tree, [self._state["momentum_buffer"]], self._leaf_groups())
-            arguments: list[tuple[int, bool, list[float], list[float]]] = []
+            arguments: list[tuple[int, bool, _core.Values, list[float]]] = []
             for group, done in zip(self._groups, self._steps, strict=True):
                 lr, momentum = (at(name, group[name], done, group._limits[name]) for name in ("lr", "momentum"))
-                arguments.append((done + 1, False, [lr, momentum, float(group["lr_in_momentum"])], []))
+                values = _core.Values([lr, momentum, float(group["lr_in_momentum"])])
+                arguments.append((done + 1, False, values, []))
             plan.step(tree.build(saved), arguments, *_PLAIN)
             self._ahead = True
         finally:
