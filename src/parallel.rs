@@ -3,9 +3,12 @@
 //! Work is split into tasks whose number and borders depend on the shapes alone. Which thread runs which task is decided
 //! as they come free, so the results cannot depend on it.
 
+use std::any::Any;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::{env, process, ptr, thread};
+use std::sync::{Arc, Mutex};
+use std::{env, hint, process, ptr, thread};
 
 /// Elements in a chunk, the unit that arrays are cut into: 64 KiB of `f32`. It is also the block of the sums in
 /// [`crate::reduce`], so changing it changes bits.
@@ -49,6 +52,38 @@ struct Pool {
 /// pool there would wait for them for ever; a pool that grew may still be in use by another thread.
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
 
+/// Asks Linux (6.12 and later) to run this thread in slices of 0.1 ms, by which it may preempt, when it is woken, a thread
+/// that spins for work of its own in slices of 3 ms. Elsewhere, and if it is refused, nothing happens.
+fn ask_for_short_slices() {
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        use std::ffi::{c_int, c_long, c_uint};
+        /// `struct sched_attr` of the kernel, first version.
+        #[repr(C)]
+        struct SchedAttr {
+            size: u32,
+            policy: u32,
+            flags: u64,
+            nice: i32,
+            priority: u32,
+            runtime: u64,
+            deadline: u64,
+            period: u64,
+        }
+        unsafe extern "C" {
+            fn syscall(number: c_long, ...) -> c_long;
+            fn getpriority(which: c_int, who: c_uint) -> c_int;
+        }
+        const SCHED_SETATTR: c_long = if cfg!(target_arch = "x86_64") { 314 } else { 274 };
+        // SAFETY: reads the nice value of this thread.
+        let nice = unsafe { getpriority(0, 0) };
+        let size = size_of::<SchedAttr>() as u32;
+        let attr = SchedAttr { size, policy: 0, flags: 0, nice, priority: 0, runtime: 100_000, deadline: 0, period: 0 };
+        // SAFETY: the kernel reads `size` bytes of `attr`, for this thread (0); policy 0 is the ordinary one.
+        unsafe { syscall(SCHED_SETATTR, 0 as c_int, &raw const attr, 0 as c_uint) };
+    }
+}
+
 /// A pool of this process with at least that many helpers, or none if the threads cannot be had. Takes no lock.
 fn pool(helpers: usize) -> Option<&'static Pool> {
     let pid = process::id();
@@ -64,6 +99,7 @@ fn pool(helpers: usize) -> Option<&'static Pool> {
         let rayon = rayon::ThreadPoolBuilder::new()
             .num_threads(helpers)
             .thread_name(|i| format!("ironstep-{i}"))
+            .start_handler(|_| ask_for_short_slices())
             .build()
             .ok()?;
         let new = Box::into_raw(Box::new(Pool { pid, helpers, rayon }));
@@ -76,6 +112,9 @@ fn pool(helpers: usize) -> Option<&'static Pool> {
 
 /// Runs `body(0)` .. `body(tasks - 1)`, each once, on up to `threads` threads of which the caller is one, in the IEEE
 /// floating-point environment. Which thread takes which task is not defined.
+///
+/// The caller never waits for a helper that has not begun: other libraries' threads may spin on the cores that the helpers
+/// need (OpenMP's do for milliseconds after a backward pass), and then it does the work alone.
 pub fn for_each(tasks: usize, threads: usize, body: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     let work = || {
@@ -92,12 +131,100 @@ pub fn for_each(tasks: usize, threads: usize, body: impl Fn(usize) + Sync) {
     let helpers = threads.min(tasks).saturating_sub(1);
     match if helpers > 0 { pool(helpers) } else { None } {
         None => work(),
-        Some(pool) => pool.rayon.in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| work());
+        Some(pool) => with_helpers(pool, helpers, &work),
+    }
+}
+
+/// Calls `work` here and on up to `helpers` threads of the pool, and returns when all that have begun are done.
+fn with_helpers(pool: &Pool, helpers: usize, work: &(dyn Fn() + Sync)) {
+    /// A reference whose lifetime the gate guards.
+    struct Work(*const (dyn Fn() + Sync));
+    // SAFETY: what it points to is `Sync`.
+    unsafe impl Send for Work {}
+    impl Work {
+        /// # Safety
+        /// The caller is inside the gate.
+        unsafe fn call(&self) {
+            // SAFETY: `with_helpers` does not return while somebody is inside, and `work` lives as long.
+            unsafe { (*self.0)() }
+        }
+    }
+
+    /// Closes the gate whether the caller's own part returns or panics.
+    struct Close<'a>(&'a Gate);
+    impl Drop for Close<'_> {
+        fn drop(&mut self) {
+            self.0.close();
+        }
+    }
+
+    let gate = Arc::new(Gate::new());
+    for _ in 0..helpers {
+        // SAFETY: only the lifetime changes; see `Work::call`.
+        let work = Work(unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work) });
+        let gate = Arc::clone(&gate);
+        pool.rayon.spawn(move || {
+            if gate.enter() {
+                // SAFETY: inside the gate.
+                let result = catch_unwind(AssertUnwindSafe(|| unsafe { work.call() }));
+                gate.leave(result.err());
             }
-            work();
-        }),
+        });
+    }
+    let close = Close(&gate);
+    work();
+    drop(close);
+    let panic = gate.panic.lock().ok().and_then(|mut panic| panic.take());
+    if let Some(panic) = panic {
+        resume_unwind(panic);
+    }
+}
+
+/// Who is at work for a call, besides the caller: helpers enter and leave until the caller closes.
+struct Gate {
+    /// Twice the number of helpers inside, plus 1 when closed.
+    state: AtomicUsize,
+    caller: thread::Thread,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Gate {
+    const CLOSED: usize = 1;
+    const ONE: usize = 2;
+
+    fn new() -> Gate {
+        Gate { state: AtomicUsize::new(0), caller: thread::current(), panic: Mutex::new(None) }
+    }
+
+    /// Whether the helper may go in.
+    fn enter(&self) -> bool {
+        let open = |state| (state & Gate::CLOSED == 0).then_some(state + Gate::ONE);
+        self.state.fetch_update(Ordering::Acquire, Ordering::Relaxed, open).is_ok()
+    }
+
+    fn leave(&self, panic: Option<Box<dyn Any + Send>>) {
+        if let (Some(panic), Ok(mut first)) = (panic, self.panic.lock()) {
+            first.get_or_insert(panic);
+        }
+        if self.state.fetch_sub(Gate::ONE, Ordering::Release) == Gate::ONE + Gate::CLOSED {
+            self.caller.unpark();
+        }
+    }
+
+    /// Lets nobody in any more, and waits until nobody is inside.
+    fn close(&self) {
+        /// Longer than a chunk takes.
+        const SPINS: u32 = 2000;
+        self.state.fetch_or(Gate::CLOSED, Ordering::Relaxed);
+        let mut spins = 0;
+        while self.state.load(Ordering::Acquire) != Gate::CLOSED {
+            if spins < SPINS {
+                spins += 1;
+                hint::spin_loop();
+            } else {
+                thread::park();
+            }
+        }
     }
 }
 
@@ -207,7 +334,38 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller() {
-        let caught = std::panic::catch_unwind(|| for_each(100, 3, |i| assert!(i != 57, "task 57")));
+        let caught = catch_unwind(|| for_each(100, 3, |i| assert!(i != 57, "task 57")));
         assert!(caught.is_err());
+    }
+
+    #[test]
+    fn a_panic_of_a_helper_reaches_the_caller() {
+        let caller = thread::current().id();
+        let caught = catch_unwind(|| {
+            for_each(1 << 20, 3, |_| {
+                thread::yield_now();
+                assert!(thread::current().id() == caller, "a helper");
+            });
+        });
+        let message = caught.unwrap_err();
+        assert_eq!(message.downcast_ref::<&str>(), Some(&"a helper"));
+    }
+
+    #[test]
+    fn the_caller_does_not_wait_for_helpers_that_are_busy_elsewhere() {
+        // A pool of its own whose only thread is taken.
+        let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let pool = Pool { pid: process::id(), helpers: 1, rayon };
+        let (send, receive) = std::sync::mpsc::channel::<()>();
+        pool.rayon.spawn(move || assert!(receive.recv().is_err()));
+        let calls = AtomicUsize::new(0);
+        with_helpers(&pool, 1, &|| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        drop(send);
+        // The helper comes too late, finds the gate closed, and does not touch what is gone.
+        pool.rayon.install(|| ());
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
     }
 }
