@@ -25,6 +25,8 @@ class Case(NamedTuple):
     reference: reference.Reference
     peers: dict[str, Callable[..., peers.Peer]] = {}
     tolerance: float = 1e-12
+    descent_lr: float | None = None
+    """The learning rate that comes down both test functions, if the row's own does not."""
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -64,9 +66,29 @@ RMS = {"lr": 0.01, "alpha": 0.9, "eps": 1e-3}
 LAMB = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4}
 
 CASES = [
-    Case("sgd", optim.SGD, {"lr": 0.1}, reference.sgd, {"torch": torch("SGD", lr=0.1), "optax": optax("sgd", 0.1)}),
-    Case("sgd_l2", optim.SGD, {"lr": 0.1, **WD}, reference.sgd, {"torch": torch("SGD", lr=0.1, **WD)}),
-    Case("sgd_decoupled", optim.SGD, {"lr": 0.1, **WD, "decoupled_weight_decay": True}, reference.sgd),
+    Case(
+        "sgd",
+        optim.SGD,
+        {"lr": 0.1},
+        reference.sgd,
+        {"torch": torch("SGD", lr=0.1), "optax": optax("sgd", 0.1)},
+        descent_lr=0.02,
+    ),
+    Case(
+        "sgd_l2",
+        optim.SGD,
+        {"lr": 0.1, **WD},
+        reference.sgd,
+        {"torch": torch("SGD", lr=0.1, **WD)},
+        descent_lr=0.02,
+    ),
+    Case(
+        "sgd_decoupled",
+        optim.SGD,
+        {"lr": 0.1, **WD, "decoupled_weight_decay": True},
+        reference.sgd,
+        descent_lr=0.02,
+    ),
     Case(
         "momentum",
         optim.SGD,
@@ -81,6 +103,7 @@ CASES = [
         {**MU, "dampening": 0.3},
         reference.momentum,
         {"torch": torch("SGD", **MU, dampening=0.3)},
+        descent_lr=0.02,
     ),
     Case(
         "nesterov",
@@ -88,6 +111,7 @@ CASES = [
         {**MU, "nesterov": True},
         reference.momentum,
         {"torch": torch("SGD", **MU, nesterov=True), "optax": optax("sgd", 0.05, momentum=0.9, nesterov=True)},
+        descent_lr=0.02,
     ),
     Case(
         "textbook_momentum",
@@ -102,6 +126,7 @@ CASES = [
         {**MU, "lr_in_momentum": True, "nesterov": True},
         reference.momentum,
         {"keras": keras("SGD", 0.05, momentum=0.9, nesterov=True)},
+        descent_lr=0.02,
     ),
     Case(
         "adagrad",
@@ -109,6 +134,7 @@ CASES = [
         {"lr": 0.1, "lr_decay": 0.05, **WD, "initial_accumulator_value": 0.2, "eps": 1e-3},
         reference.adagrad,
         {"torch": torch("Adagrad", lr=0.1, lr_decay=0.05, **WD, initial_accumulator_value=0.2, eps=1e-3)},
+        descent_lr=0.5,
     ),
     Case(
         "adagrad_eps_in_sqrt",
@@ -119,6 +145,7 @@ CASES = [
             "optax": optax("adagrad", 0.1, initial_accumulator_value=0.1, eps=1e-3),
             "keras": keras("Adagrad", 0.1, initial_accumulator_value=0.1, epsilon=1e-3),
         },
+        descent_lr=0.5,
     ),
     Case(
         "rmsprop",
@@ -202,6 +229,7 @@ CASES = [
         {**ADAM, "amsgrad": True},
         reference.adam,
         {"torch": torch("Adam", **ADAM, amsgrad=True)},
+        descent_lr=0.05,
     ),
     Case(
         "amsgrad_eps_hat",
@@ -209,6 +237,7 @@ CASES = [
         {**ADAM, "amsgrad": True, "eps_hat": True},
         reference.adam,
         {"keras": keras("Adam", 0.01, **K, amsgrad=True)},
+        descent_lr=0.05,
     ),
     Case(
         "amsgrad_corrected",
@@ -216,6 +245,7 @@ CASES = [
         {**ADAM, "amsgrad": True, "amsgrad_corrected": True},
         reference.adam,
         {"optax": optax("amsgrad", 0.01, **B)},
+        descent_lr=0.05,
     ),
     Case(
         "adamw",
@@ -237,6 +267,7 @@ CASES = [
         {**ADAM, **WD, "amsgrad": True},
         reference.adam,
         {"torch": torch("AdamW", **ADAM, **WD, amsgrad=True)},
+        descent_lr=0.05,
     ),
     Case(
         "adamax",
@@ -253,6 +284,7 @@ CASES = [
         reference.nadam,
         {"torch": torch("NAdam", **NADAM, **WD, momentum_decay=0.1)},
         1e-10,  # torch keeps mu_product in float32
+        descent_lr=0.05,
     ),
     Case(
         "nadam_decoupled",
@@ -261,6 +293,7 @@ CASES = [
         reference.nadam,
         {"torch": torch("NAdam", **NADAM, **WD, decoupled_weight_decay=True)},
         1e-10,
+        descent_lr=0.05,
     ),
     Case(
         "nadam_dozat",
@@ -321,12 +354,14 @@ CASES = [
         optim.LAMB,
         {**LAMB, **WD, "max_param_norm": 0.7, "eps_in_ratio": True, "bias_correction": False},
         reference.lamb,
+        descent_lr=0.02,
     ),
     Case(
         "lamb_decoupled",
         optim.LAMB,
         {**LAMB, **WD, "weight_decay_in_ratio": False},
         reference.lamb,
+        {"timm": timm("Lamb", **LAMB, **WD, max_grad_norm=None, decoupled_decay=True)},
     ),
     Case(
         "lars",
@@ -353,5 +388,6 @@ CASES = [
         optim.LARS,
         {"lr": 0.5, "trust_coefficient": 0.02, "lr_in_momentum": False, "always_adapt": False},
         reference.lars,
+        descent_lr=0.01,
     ),
 ]

@@ -170,7 +170,7 @@ def lamb(p: Array, g: Array, s: State, t: int, h: Hyper, c: dict[str, float]) ->
     u = (m * (1.0 / c1)) / (np.sqrt(v) * (1.0 / math.sqrt(c2)) + h["eps"])
     if h["weight_decay_in_ratio"] and wd != 0.0:
         u = u + wd * p
-    param_norm, norm = min(math.sqrt(sum_squares(p)), h["max_param_norm"]), math.sqrt(sum_squares(u))
+    param_norm, norm = min(math.sqrt(sum_squares(shrunk)), h["max_param_norm"]), math.sqrt(sum_squares(u))
     ratio = 1.0
     if (h["always_adapt"] or wd != 0.0) and param_norm != 0.0 and norm != 0.0:
         ratio = param_norm / (norm + h["eps"] if h["eps_in_ratio"] else norm)

@@ -153,28 +153,9 @@ def test_forced_instruction_set_must_exist():
         optim.SGD(np.zeros(3)).step(np.zeros(3), _isa="mmx")
 
 
-# Learning rates at which each class, or one row of it, comes close on both functions.
-CONVERGENCE = {
-    "SGD": 0.02,
-    "Adagrad": 0.5,
-    "RMSprop": 0.01,
-    "Adadelta": 0.1,
-    "Adam": 0.05,
-    "AdamW": 0.05,
-    "Adamax": 0.1,
-    "NAdam": 0.05,
-    "RAdam": 0.1,
-    "Lion": 0.01,
-    "LAMB": 0.02,
-    "LARS": 0.2,
-    "adam_beta_0": 0.01,
-    "lars_outside": 0.01,
-}
-
-
 def descend(case: Case, x: np.ndarray, gradient: Callable[[np.ndarray], np.ndarray], steps: int, decay: float) -> None:
     """Steps in place with a falling learning rate and without what pulls elsewhere."""
-    lr = CONVERGENCE.get(case.name, CONVERGENCE[case.cls.__name__])
+    lr = case.descent_lr or case.hyper["lr"]
     kwargs = case.kwargs | {"lr": lambda t: lr / (1 + t / decay), "weight_decay": 0.0}
     if case.cls is optim.Adagrad:
         kwargs["lr_decay"] = 0.0

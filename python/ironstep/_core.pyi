@@ -52,9 +52,10 @@ class Plan:
         tree: Tree,
         states: Sequence[Sequence[Any]],
         groups: Sequence[int],
-        master: Sequence[Any] | None = None,
+        master: Sequence[Any | None] | None = None,
         ema: Sequence[Any] | None = None,
     ) -> Plan: ...
+    def params(self) -> list[Any]: ...
     def watch_state(self) -> None: ...
     def step(
         self,

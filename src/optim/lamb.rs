@@ -26,7 +26,8 @@ hyper! {
         eps_in_ratio,
         /// Weight decay.
         weight_decay,
-        /// 1: the decay is part of the direction, before the norms (the paper); 0: coupled or decoupled, as below.
+        /// 1: the decay is part of the direction, before the norms (the paper); 0: coupled or decoupled, as below, and done
+        /// before the norms are taken (timm's `decoupled_decay`).
         weight_decay_in_ratio,
         /// 1: decoupled, 0: coupled (L2), if not in the ratio.
         decoupled_weight_decay,
@@ -86,19 +87,19 @@ impl<T: Real> Rule<T, 2> for Lamb<T> {
     }
 
     #[inline(always)]
-    fn measure(&self, p: T, g: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
-        let (_, g) = self.decay.apply(p, g);
+    fn measure(&self, p: T, g: T, [m, v]: [T; 2]) -> ([T; 2], [T; 2]) {
+        let (shrunk, g) = self.decay.apply(p, g);
         let m = self.beta1 * m + self.rest1 * g;
         let v = self.beta2 * v + self.rest2 * (g * g);
-        (self.direction(p, m, v), [m, v])
+        ([shrunk, self.direction(p, m, v)], [m, v])
     }
 
-    fn with_norms(self, param_norm: f64, measured_norm: f64) -> Self {
+    fn with_norms(self, [param_norm, direction_norm]: [f64; 2]) -> Self {
         let h = &self.hyper;
         let param_norm = if param_norm > h.max_param_norm { h.max_param_norm } else { param_norm };
         let adapts = h.always_adapt != 0.0 || h.weight_decay != 0.0;
-        let ratio = if adapts && param_norm != 0.0 && measured_norm != 0.0 {
-            param_norm / if h.eps_in_ratio != 0.0 { measured_norm + h.eps } else { measured_norm }
+        let ratio = if adapts && param_norm != 0.0 && direction_norm != 0.0 {
+            param_norm / if h.eps_in_ratio != 0.0 { direction_norm + h.eps } else { direction_norm }
         } else {
             1.0
         };

@@ -62,16 +62,16 @@ impl<T: Real> Rule<T, 1> for Lars<T> {
     }
 
     #[inline(always)]
-    fn measure(&self, p: T, g: T, s: [T; 1]) -> (T, [T; 1]) {
-        (if self.hyper.separate_norms != 0.0 { g } else { self.decay.apply(p, g).1 }, s)
+    fn measure(&self, p: T, g: T, s: [T; 1]) -> ([T; 2], [T; 1]) {
+        ([p, if self.hyper.separate_norms != 0.0 { g } else { self.decay.apply(p, g).1 }], s)
     }
 
-    fn with_norms(self, param_norm: f64, measured_norm: f64) -> Self {
+    fn with_norms(self, [param_norm, gradient_norm]: [f64; 2]) -> Self {
         let h = &self.hyper;
         let adapts = h.always_adapt != 0.0 || h.weight_decay != 0.0;
-        let ratio = if adapts && param_norm != 0.0 && measured_norm != 0.0 {
+        let ratio = if adapts && param_norm != 0.0 && gradient_norm != 0.0 {
             let decayed = if h.separate_norms != 0.0 { h.weight_decay * param_norm } else { 0.0 };
-            h.trust_coefficient * param_norm / (measured_norm + decayed + h.eps)
+            h.trust_coefficient * param_norm / (gradient_norm + decayed + h.eps)
         } else {
             1.0
         };

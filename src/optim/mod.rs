@@ -99,17 +99,16 @@ pub trait Rule<T: Real, const N: usize>: Copy + Send + Sync + 'static {
         self.update(p, g, s)
     }
 
-    /// First of two passes: the element of the vector whose norm decides the step, and the new state.
+    /// First of two passes: the elements of the two vectors whose norms decide the step (the parameter, and what it moves
+    /// by), and the new state.
     #[inline(always)]
-    fn measure(&self, _p: T, g: T, s: [T; N]) -> (T, [T; N]) {
-        (g, s)
+    fn measure(&self, p: T, g: T, s: [T; N]) -> ([T; 2], [T; N]) {
+        ([p, g], s)
     }
 
-    /// The rule for the second of two passes over one array, given the norms of the parameter and of what
-    /// [`Rule::measure`] gave.
+    /// The rule for the second of two passes over one array, given the norms of what [`Rule::measure`] gave.
     #[must_use]
-    fn with_norms(self, _param_norm: f64, measured_norm: f64) -> Self {
-        let _ = measured_norm;
+    fn with_norms(self, _norms: [f64; 2]) -> Self {
         self
     }
 }
@@ -312,6 +311,13 @@ pub struct Options {
     pub threads: usize,
 }
 
+impl Options {
+    /// Whether there is nothing to do to a gradient before the rule, given the clipping coefficient and the sign.
+    fn leaves_gradients_as_they_are(&self, coefficient: f64) -> bool {
+        self.grad_scale == 1.0 && self.clip_value == f64::INFINITY && coefficient == 1.0
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {
@@ -343,17 +349,41 @@ pub struct Report {
 // The step loop
 // ---------------------------------------------------------------------------------------------------------------------
 
-/// What happens to each element of a gradient before the rule sees it. An absent part is exact: times 1, limit infinity.
+/// What happens to each element of a gradient before the rule sees it.
+trait Prepare<T>: Copy {
+    fn apply(&self, g: T) -> T;
+}
+
+/// Nothing, which is the usual and worth its own copy of the loop: the arithmetic of [`Limited`] costs half as much as a
+/// rule's.
 #[derive(Clone, Copy, Debug)]
-struct Prepare<T> {
+struct AsItIs;
+
+impl<T> Prepare<T> for AsItIs {
+    #[inline(always)]
+    fn apply(&self, g: T) -> T {
+        g
+    }
+}
+
+/// Scaled, limited, and multiplied by the clipping coefficient. An absent part is exact: times 1, limit infinity.
+#[derive(Clone, Copy, Debug)]
+struct Limited<T> {
     scale: T,
     limit: T,
     coefficient: T,
 }
 
-impl<T: Real> Prepare<T> {
-    fn new(options: &Options, coefficient: f64) -> Prepare<T> {
-        Prepare {
+impl<T: Real> Prepare<T> for Limited<T> {
+    #[inline(always)]
+    fn apply(&self, g: T) -> T {
+        self.limited(g) * self.coefficient
+    }
+}
+
+impl<T: Real> Limited<T> {
+    fn new(options: &Options, coefficient: f64) -> Limited<T> {
+        Limited {
             scale: T::from_f64(options.grad_scale),
             limit: T::from_f64(options.clip_value),
             coefficient: T::from_f64(coefficient),
@@ -367,18 +397,13 @@ impl<T: Real> Prepare<T> {
         let g = if g > self.limit { self.limit } else { g };
         if g < -self.limit { -self.limit } else { g }
     }
-
-    #[inline(always)]
-    fn apply(&self, g: T) -> T {
-        self.limited(g) * self.coefficient
-    }
 }
 
 /// THE loop: one rule over plain slices. `P` and `G` are how parameter and gradient are stored; the state is stored as it is
 /// computed.
-struct Update<'a, R, P: Element, G, const N: usize> {
+struct Update<'a, R, Q, P: Element, G, const N: usize> {
     rule: &'a R,
-    prepare: &'a Prepare<P::Acc>,
+    prepare: Q,
     p: *mut P,
     g: *const G,
     s: [*mut P::Acc; N],
@@ -386,10 +411,19 @@ struct Update<'a, R, P: Element, G, const N: usize> {
     index: u64,
 }
 
-impl<T, R, P, G, const N: usize> Kernel for Update<'_, R, P, G, N>
+impl<'a, R, P: Element, G, const N: usize> Update<'a, R, AsItIs, P, G, N> {
+    /// The same with gradients that are prepared first.
+    fn with<Q>(self, prepare: Q) -> Update<'a, R, Q, P, G, N> {
+        let Update { rule, p, g, s, len, index, .. } = self;
+        Update { rule, prepare, p, g, s, len, index }
+    }
+}
+
+impl<T, R, Q, P, G, const N: usize> Kernel for Update<'_, R, Q, P, G, N>
 where
     T: Real,
     R: Rule<T, N>,
+    Q: Prepare<T>,
     P: Element<Acc = T>,
     G: Element<Acc = T>,
 {
@@ -397,7 +431,7 @@ where
     #[inline(always)]
     fn run(self) {
         let Update { rule, prepare, p, g, s, len, index } = self;
-        let (rule, prepare) = (*rule, *prepare);
+        let rule = *rule;
         for i in 0..len {
             // SAFETY: whoever makes an `Update` vouches for `len` elements at each address, aligned, and that nothing
             // else writes them or reads `p` and `s` meanwhile (see `step`).
@@ -417,15 +451,16 @@ where
 }
 
 /// The first of two passes: sums of squares of the parameter and of what the rule measures.
-struct Measure<'a, R, P: Element, G, const N: usize> {
-    update: Update<'a, R, P, G, N>,
+struct Measure<'a, R, Q, P: Element, G, const N: usize> {
+    update: Update<'a, R, Q, P, G, N>,
     sums: &'a mut [Lanes; 2],
 }
 
-impl<T, R, P, G, const N: usize> Kernel for Measure<'_, R, P, G, N>
+impl<T, R, Q, P, G, const N: usize> Kernel for Measure<'_, R, Q, P, G, N>
 where
     T: Real,
     R: Rule<T, N>,
+    Q: Prepare<T>,
     P: Element<Acc = T>,
     G: Element<Acc = T>,
 {
@@ -433,7 +468,7 @@ where
     #[inline(always)]
     fn run(self) {
         let Measure { update: Update { rule, prepare, p, g, s, len, .. }, sums } = self;
-        let (rule, prepare) = (*rule, *prepare);
+        let rule = *rule;
         // A multiple of the lanes, small enough for the L1 cache, large enough for the vector loop to get going.
         const BLOCK: usize = 16 * LANES;
         let mut params = [T::ZERO; BLOCK];
@@ -445,9 +480,9 @@ where
                 // SAFETY: as in `Update`.
                 unsafe {
                     let state = s.map(|s| *s.add(i));
-                    *param = (*p.add(i)).widen();
-                    let (u, state) = rule.measure(*param, prepare.apply((*g.add(i)).widen()), state);
-                    *measured = u;
+                    let gradient = prepare.apply((*g.add(i)).widen());
+                    let (normed, state) = rule.measure((*p.add(i)).widen(), gradient, state);
+                    [*param, *measured] = normed;
                     if R::PASSES == Passes::StateThenParam {
                         for k in 0..N {
                             *s[k].add(i) = state[k];
@@ -469,7 +504,7 @@ fn square<T: Real>(x: T) -> f64 {
 /// Adds the squares of a slice to the lanes of a block.
 struct SumSquares<'a, E: Element> {
     x: &'a [E],
-    prepare: &'a Prepare<E::Acc>,
+    prepare: Limited<E::Acc>,
     /// A power of two that keeps the squares in range.
     unit: f64,
     sum: &'a mut Lanes,
@@ -480,7 +515,7 @@ impl<T: Real, E: Element<Acc = T>> Kernel for SumSquares<'_, E> {
     #[inline(always)]
     fn run(self) {
         let mut buffer = [T::ZERO; LANES];
-        let (prepare, unit) = (*self.prepare, self.unit);
+        let (prepare, unit) = (self.prepare, self.unit);
         for group in self.x.chunks(LANES) {
             for (out, x) in buffer.iter_mut().zip(group) {
                 *out = prepare.limited(x.widen());
@@ -578,16 +613,20 @@ unsafe fn step_chunk<R32, R64, const N: usize>(
         (Operands::Direct { dtype, p, g, s }, _) => {
             macro_rules! direct {
                 ($stored:ty, $computed:ty, $rule:expr) => {{
-                    let update = Update::<_, $stored, $stored, N> {
+                    let update = Update::<_, _, $stored, $stored, N> {
                         rule: $rule,
-                        prepare: &Prepare::new(options, coefficient),
+                        prepare: AsItIs,
                         p: p.cast::<$stored>().wrapping_add(start),
                         g: g.cast::<$stored>().wrapping_add(start),
                         s: std::array::from_fn(|k| s[k].cast::<$computed>().wrapping_add(start)),
                         len,
                         index: start as u64,
                     };
-                    run(options.isa, update, pass, sums);
+                    if options.leaves_gradients_as_they_are(coefficient) {
+                        run(options.isa, update, pass, sums);
+                    } else {
+                        run(options.isa, update.with(Limited::new(options, coefficient)), pass, sums);
+                    }
                 }};
             }
             match dtype {
@@ -609,10 +648,11 @@ unsafe fn step_chunk<R32, R64, const N: usize>(
 }
 
 #[inline(always)]
-fn run<T, R, P, G, const N: usize>(isa: Isa, update: Update<'_, R, P, G, N>, pass: Pass, sums: &mut Sums)
+fn run<T, R, Q, P, G, const N: usize>(isa: Isa, update: Update<'_, R, Q, P, G, N>, pass: Pass, sums: &mut Sums)
 where
     T: Real,
     R: Rule<T, N>,
+    Q: Prepare<T>,
     P: Element<Acc = T>,
     G: Element<Acc = T>,
 {
@@ -639,7 +679,7 @@ unsafe fn step_tiled<T: Real, R: Rule<T, N>, const N: usize>(
 ) {
     let isa = options.isa;
     let working = leaf.master.as_ref().unwrap_or(&leaf.param);
-    let prepare = Prepare::new(options, coefficient);
+    let prepare = Limited::new(options, coefficient);
     let mut tiles = [[T::ZERO; TILE]; MAX_STATES + 2];
     let mut old = [T::ZERO; TILE];
     for first in (start..start + len).step_by(TILE) {
@@ -657,7 +697,7 @@ unsafe fn step_tiled<T: Real, R: Rule<T, N>, const N: usize>(
             // SAFETY: `place` gave `n` elements.
             old[..n].copy_from_slice(unsafe { std::slice::from_raw_parts(p, n) });
         }
-        run(isa, Update { rule, prepare: &prepare, p, g, s, len: n, index: first as u64 }, pass, sums);
+        run(isa, Update { rule, prepare, p, g, s, len: n, index: first as u64 }, pass, sums);
         for (k, &s) in s.iter().enumerate() {
             // SAFETY: as above.
             unsafe { put_back(&leaf.state[k], s, &s_tiles[k], isa, &leaf.shape, first, n) };
@@ -738,22 +778,17 @@ unsafe fn grad_sum_squares(leaf: &Leaf, start: usize, len: usize, options: &Opti
     // SAFETY: passed on.
     unsafe {
         for_each_gradient_slice(leaf, start, len, options.isa, |slice| match slice {
-            Slice::F32(x) => dispatch(options.isa, sum_squares(x, &Prepare::new(options, 1.0), unit, &mut sum)),
-            Slice::F64(x) => dispatch(options.isa, sum_squares(x, &Prepare::new(options, 1.0), unit, &mut sum)),
-            Slice::F16(x) => dispatch(options.isa, sum_squares(x, &Prepare::new(options, 1.0), unit, &mut sum)),
-            Slice::Bf16(x) => dispatch(options.isa, sum_squares(x, &Prepare::new(options, 1.0), unit, &mut sum)),
+            Slice::F32(x) => dispatch(options.isa, sum_squares(x, options, unit, &mut sum)),
+            Slice::F64(x) => dispatch(options.isa, sum_squares(x, options, unit, &mut sum)),
+            Slice::F16(x) => dispatch(options.isa, sum_squares(x, options, unit, &mut sum)),
+            Slice::Bf16(x) => dispatch(options.isa, sum_squares(x, options, unit, &mut sum)),
         });
     }
     sum.total()
 }
 
-fn sum_squares<'a, E: Element>(
-    x: &'a [E],
-    prepare: &'a Prepare<E::Acc>,
-    unit: f64,
-    sum: &'a mut Lanes,
-) -> SumSquares<'a, E> {
-    SumSquares { x, prepare, unit, sum }
+fn sum_squares<'a, E: Element>(x: &'a [E], options: &Options, unit: f64, sum: &'a mut Lanes) -> SumSquares<'a, E> {
+    SumSquares { x, prepare: Limited::new(options, 1.0), unit, sum }
 }
 
 /// Whether a chunk of a gradient has neither infinities nor NaN.
@@ -953,8 +988,8 @@ where
         let norms = partials.map(|mut partials| work.per_leaf(leaves.len(), &mut partials));
         let own = |(i, leaf): (usize, &Leaf)| {
             let rule = rules[leaf.rule as usize];
-            let [param, measured] = [norms[0][i].sqrt(), norms[1][i].sqrt()];
-            Ruled { f32: rule.f32.with_norms(param, measured), f64: rule.f64.with_norms(param, measured), ..rule }
+            let norms = [norms[0][i].sqrt(), norms[1][i].sqrt()];
+            Ruled { f32: rule.f32.with_norms(norms), f64: rule.f64.with_norms(norms), ..rule }
         };
         leaves.iter().enumerate().map(own).collect()
     });

@@ -85,9 +85,13 @@ pub(super) fn save_safetensors(
     }
     let tensors: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
     let metadata = HashMap::from([(METADATA_KEY.to_string(), metadata)]);
-    py.detach(|| replace(&path, tensors, metadata)).map_err(|error| {
-        PyOSError::new_err(format!("{} was not written, and is as it was before: {error}", path.display()))
-    })
+    py.detach(|| replace(&path, tensors, metadata))
+        .map_err(|error| os_error(&error, "was not written, and is as it was before", &path))
+}
+
+/// An `OSError` of the kind that the number says (`FileNotFoundError`, ...), with the file's name.
+fn os_error(error: &io::Error, what: &str, path: &Path) -> PyErr {
+    PyOSError::new_err((error.raw_os_error(), format!("{what}: {error}"), path.to_path_buf()))
 }
 
 /// Writes to a file beside `path`, brings it to the disk, and puts it in the place of `path`.
@@ -124,8 +128,9 @@ pub(super) fn load_safetensors(
     let broken = |why: &dyn std::fmt::Display| {
         PyValueError::new_err(format!("{} must be a whole safetensors file: {why}", path.display()))
     };
-    let mut file = File::open(&path)?;
-    let file_len = file.metadata()?.len();
+    let unreadable = |error: io::Error| os_error(&error, "could not be read", &path);
+    let mut file = File::open(&path).map_err(unreadable)?;
+    let file_len = file.metadata().map_err(unreadable)?.len();
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|error| broken(&error))?;
     let header_len = u64::from_le_bytes(length);

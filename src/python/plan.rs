@@ -91,7 +91,8 @@ struct Facts {
 /// The arrays that belong to a parameter.
 struct Companions {
     states: Vec<Vec<Py<PyAny>>>,
-    master: Option<Vec<Py<PyAny>>>,
+    /// For each leaf; `None` where the parameter needs none.
+    master: Option<Vec<Option<Py<PyAny>>>>,
     ema: Option<Vec<Py<PyAny>>>,
     groups: Vec<u32>,
 }
@@ -100,9 +101,13 @@ impl Companions {
     /// All arrays of leaf `i` but the parameter, with the name of what they are.
     fn of(&self, engine: &dyn Engine, i: usize) -> impl Iterator<Item = (&'static str, &Py<PyAny>)> {
         let states = engine.states().iter().zip(&self.states).map(move |(&name, arrays)| (name, &arrays[i]));
-        let master = self.master.iter().map(move |arrays| ("master", &arrays[i]));
+        let master = self.master(i).map(|array| ("master", array));
         let ema = self.ema.iter().map(move |arrays| ("ema", &arrays[i]));
         states.chain(master).chain(ema)
+    }
+
+    fn master(&self, i: usize) -> Option<&Py<PyAny>> {
+        self.master.as_ref().and_then(|arrays| arrays[i].as_ref())
     }
 }
 
@@ -117,6 +122,8 @@ struct Inner {
     /// The owners of the memory of parameters that are views.
     roots: Watches,
     outputs: Outputs,
+    /// For each output its leaf, and its number there: 0 for the parameter, then the companions.
+    owners: Vec<(usize, usize)>,
     leaves: Vec<Leaf>,
     work: Work,
 }
@@ -142,6 +149,7 @@ impl Inner {
             others_are_visible: false,
             roots: Watches::default(),
             outputs: Outputs::default(),
+            owners: Vec::with_capacity(n * (1 + engine.states().len())),
             leaves: Vec::with_capacity(n),
             work: Work::default(),
         };
@@ -180,7 +188,7 @@ impl Inner {
             c_contiguous: header.is_c_contiguous(),
             plain: !kind.swapped
                 && header.is_aligned()
-                && self.companions.master.is_none()
+                && self.companions.master(i).is_none()
                 && self.companions.ema.is_none(),
             dense,
             group: self.companions.groups[i],
@@ -193,8 +201,9 @@ impl Inner {
             self.roots.add(&root, &header);
         }
         intervals.push((header.bytes(kind.dtype.size()), kind.dtype.size()));
+        self.owners.push((i, 0));
         let compute = kind.dtype.compute();
-        for (what, array) in self.companions.of(engine, i) {
+        for (which, (what, array)) in self.companions.of(engine, i).enumerate() {
             let array = array.bind(py);
             let own_name = || self.tree.leaf_name(py, what, i);
             let (own, own_kind) = array::output(array, &own_name)?;
@@ -218,6 +227,7 @@ impl Inner {
             }
             self.others.add(array, &own);
             intervals.push((own.bytes(own_kind.dtype.size()), own_kind.dtype.size()));
+            self.owners.push((i, 1 + which));
         }
         self.leaves.push(Leaf {
             len: facts.len,
@@ -241,8 +251,7 @@ impl Inner {
         engine: &dyn Engine,
         output: usize,
     ) -> (Bound<'py, PyAny>, impl Fn() -> String) {
-        let per_leaf = 1 + self.companions.of(engine, 0).count();
-        let (leaf, which) = (output / per_leaf, output % per_leaf);
+        let (leaf, which) = self.owners[output];
         let (what, array) = match which.checked_sub(1).and_then(|k| self.companions.of(engine, leaf).nth(k)) {
             Some((what, array)) => (what, array),
             None => ("params", &self.tree.leaves()[leaf]),
@@ -290,10 +299,21 @@ impl Inner {
                     array::shape_text(&facts.full_shape)
                 )));
             }
+            if self.companions.master(i).is_some() && !array.is(&self.tree.leaves()[i]) {
+                return Err(PyValueError::new_err(format!(
+                    "{} was replaced by another array, which the next step would overwrite from the float32 copy of the old \
+                     one; write into the old array and call sync_master() instead",
+                    new[i]
+                )));
+            }
         }
         let companions = Companions {
             states: self.companions.states.iter().map(clone).collect(),
-            master: self.companions.master.as_ref().map(clone),
+            master: self
+                .companions
+                .master
+                .as_ref()
+                .map(|arrays| arrays.iter().map(|array| array.as_ref().map(|array| array.clone_ref(py))).collect()),
             ema: self.companions.ema.as_ref().map(clone),
             groups: self.companions.groups.clone(),
         };
@@ -401,7 +421,7 @@ impl Inner {
             let param = view(&self.tree.leaves()[i]).ok_or_else(missing)?;
             let mut rest = self.companions.of(engine, i).map(|(_, array)| view(array).ok_or_else(missing));
             let state = rest.by_ref().take(engine.states().len()).collect::<PyResult<_>>()?;
-            let master = if self.companions.master.is_some() { rest.next().transpose()? } else { None };
+            let master = if self.companions.master(i).is_some() { rest.next().transpose()? } else { None };
             let ema = if self.companions.ema.is_some() { rest.next().transpose()? } else { None };
             let shape = if flat { [facts.len].into() } else { facts.shape.clone() };
             leaf.operands =
@@ -441,19 +461,29 @@ impl Plan {
         tree: &Bound<'_, Tree>,
         states: Vec<Vec<Py<PyAny>>>,
         groups: Vec<u32>,
-        master: Option<Vec<Py<PyAny>>>,
+        master: Option<Vec<Option<Py<PyAny>>>>,
         ema: Option<Vec<Py<PyAny>>>,
     ) -> PyResult<Plan> {
         let engine = optim::rule(rule).ok_or_else(|| PyValueError::new_err(format!("no rule named {rule:?}")))?;
         let tree = tree.get().again(py, "params")?;
         let n = tree.leaves().len();
-        let counts = states.iter().chain(&master).chain(&ema).all(|arrays| arrays.len() == n);
+        let counts = states.iter().chain(&ema).all(|arrays| arrays.len() == n)
+            && master.as_ref().is_none_or(|arrays| arrays.len() == n);
         if states.len() != engine.states().len() || groups.len() != n || !counts {
             return Err(PyValueError::new_err(format!("rule {rule:?} takes the states {:?}", engine.states())));
         }
         let groups_len = groups.iter().max().map_or(0, |&last| last as usize + 1);
         let companions = Companions { states, master, ema, groups };
         Ok(Plan { engine, groups: groups_len, inner: Mutex::new(Inner::new(py, engine, tree, companions)?) })
+    }
+
+    /// The parameters that the containers hold now, checked.
+    fn params<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let mut inner = self.lock()?;
+        if !inner.is_current(py) {
+            *inner = inner.again(py, self.engine)?;
+        }
+        Ok(inner.tree.leaves().iter().map(|leaf| leaf.bind(py).clone()).collect())
     }
 
     /// From now on the caller may change the metadata of the state: look at it before each step too.

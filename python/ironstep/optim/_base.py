@@ -46,6 +46,7 @@ class StepResult(NamedTuple):
 class Options(TypedDict, total=False):
     """What every optimiser takes besides its hyperparameters; see `Optimizer`."""
 
+    weight_decay_mask: Any
     max_norm: Scalar | None
     clip_value: Scalar | None
     nonfinite: str
@@ -189,6 +190,11 @@ def _copies(leaves: list[Array]) -> list[Array]:
     return [np.array(leaf, dtype=compute_dtype(leaf), order="K", subok=False) for leaf in leaves]
 
 
+def _masters(leaves: list[Array]) -> list[Array | None]:
+    """Copies of those that are not stored as they are computed."""
+    return [_copies([leaf])[0] if leaf.dtype.char not in "fd" else None for leaf in leaves]
+
+
 def _is_groups(params: Any) -> bool:
     return (
         isinstance(params, (list, tuple))
@@ -220,9 +226,10 @@ class Optimizer:
         nonfinite: What to do if a gradient has an infinite or NaN element: `"propagate"` it (torch), `"skip"` the step,
             or `"raise"` a FloatingPointError. In the last two cases nothing is changed.
         ema_decay: Keep an exponential moving average of the parameters, `ema = ema_decay * ema + (1 - ema_decay) * p`
-            after each step, beginning with a copy; see `ema`.
+            after each step, beginning with a copy; see `ema`. It is taken of the new value before that is rounded to
+            float16 or bfloat16, and so is the `update_norm` of a step.
         master_weights: Keep a float32 copy of float16 and bfloat16 parameters, which takes the steps; the parameters
-            are its rounded image. After changing parameters by hand call `sync_master()`.
+            are its rounded image. After changing such parameters by hand call `sync_master()`.
 
     An optimiser takes one step at a time: a second call while one runs raises a RuntimeError. To change an array's
     memory or metadata during a step is undefined, as it is in NumPy.
@@ -281,7 +288,7 @@ class Optimizer:
         self._decayed: list[list[bool]] = []
         self._parts: list[_Part] = []
         self._state: dict[str, list[Array]] = {}
-        self._master: list[Array] | None = [] if master_weights else None
+        self._master: list[Array | None] | None = [] if master_weights else None
         self._ema: list[Array] | None = [] if ema_decay is not None else None
         self._visible = False
         self._ahead = False
@@ -333,7 +340,7 @@ class Optimizer:
             placed = _placed(own_leaves, [self._fill(name, group) for name in names])
             for k, name in enumerate(names):
                 state[name] += [arrays[k] for arrays in placed]
-        master = None if self._master is None else self._master + _copies(leaves)
+        master = None if self._master is None else self._master + _masters(leaves)
         ema = None if self._ema is None else self._ema + _copies(leaves)
         self._replan(groups_now, self._decayed + decayed, state, master, ema, many)
         self._steps += [0] * len(new)
@@ -343,7 +350,7 @@ class Optimizer:
         groups: list[ParamGroup],
         decayed: list[list[bool]],
         state: dict[str, list[Array]],
-        master: list[Array] | None,
+        master: list[Array | None] | None,
         ema: list[Array] | None,
         grouped: bool,
     ) -> None:
@@ -474,16 +481,23 @@ class Optimizer:
 
     @property
     def master(self) -> Any:
-        """The float32 copy of the parameters, in a nest like `params`; needs `master_weights=True`."""
+        """The float32 copies of float16 and bfloat16 parameters, and the others themselves, in a nest like `params`.
+
+        Needs `master_weights=True`.
+        """
         if self._master is None:
             raise ValueError("there is no copy of the parameters: make the optimiser with master_weights=True")
         self._show()
-        return self._tree.build(list(self._master))
+        params = self._plan.params()
+        return self._tree.build(
+            [param if copy is None else copy for copy, param in zip(self._master, params, strict=True)]
+        )
 
     def sync_master(self) -> None:
-        """Sets the float32 copy to the parameters, after these were changed by hand."""
-        for master, param in zip(self._tree.flatten(self.master, "master"), self._tree.leaves, strict=True):
-            master[...] = param
+        """Sets the float32 copies to the parameters, after these were changed by hand."""
+        for master, param in zip(self._tree.flatten(self.master, "master"), self._plan.params(), strict=True):
+            if master is not param:
+                master[...] = param
 
     def _show(self) -> None:
         # From now on somebody else may change the metadata of the state, so the plan must look at it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,8 +46,8 @@ def state(opt: Optimizer, copy: bool) -> dict[str, dict[str, Array]]:
     out: dict[str, dict[str, Array]] = {}
     for i, (key, group) in enumerate(zip(opt._tree.keys(), opt._leaf_groups(), strict=True)):
         out[key] = {"step": np.array(opt._steps[group], np.int64)}
-        for name, arrays in per_leaf.items():
-            out[key][name] = np.array(arrays[i], order="K") if copy else arrays[i]
+        for name, array in _arrays(per_leaf, i).items():
+            out[key][name] = np.array(array, order="K") if copy else array
         scalars = next(part.scalars for part in opt._parts if part.group == group)
         for name, value in zip(_scalar_names(opt), scalars, strict=True):
             out[key][name] = np.array(value, np.float64)
@@ -58,35 +59,34 @@ def load(opt: Optimizer, saved: Mapping[str, Any], state: Any, params: Mapping[s
     groups = _groups(opt, saved)
     around = _around(opt, saved.get("options"))
     keys, owners = opt._tree.keys(), opt._leaf_groups()
-    if not isinstance(state, Mapping):
-        raise TypeError(f"state_dict['state'] must be a dict from keys of parameters, got {type(state).__name__}")
     _same_keys("state_dict['state']", keys, state)
     if params is not None:
         _same_keys("the file's parameters", keys, params)
     per_leaf, numbers_of_leaf = _per_leaf(opt), ["step", *_scalar_names(opt)]
     # An array of the same dtype is copied to, so that whoever holds it sees the new values; another one is replaced.
     copies: list[tuple[Array, Array]] = []
-    replaced = {name: list(arrays) for name, arrays in per_leaf.items()}
+    replaced: dict[str, list[Any]] = {name: list(arrays) for name, arrays in per_leaf.items()}
     numbers: list[dict[str, Any]] = [{} for _ in opt._groups]
-    for i, (key, owner, param) in enumerate(zip(keys, owners, opt._tree.leaves, strict=True)):
+    for i, (key, owner, param) in enumerate(zip(keys, owners, opt._plan.params(), strict=True)):
         own, where = state[key], f"state_dict['state'][{key!r}]"
-        _same_keys(where, [*numbers_of_leaf, *per_leaf], own)
+        here = _arrays(per_leaf, i)
+        _same_keys(where, [*numbers_of_leaf, *here], own)
         for name in numbers_of_leaf:
             value = _number(own[name], np.int64 if name == "step" else np.float64, f"{where}[{name!r}]")
             if numbers[owner].setdefault(name, value) != value:
                 raise ValueError(
                     f"{where}[{name!r}] must be {numbers[owner][name]!r} as in all its group, got {value!r}"
                 )
-        for name, arrays in per_leaf.items():
-            value, old = np.asarray(own[name]), arrays[i]
+        for name, old in here.items():
+            value = np.asarray(own[name])
             if value.shape != old.shape or not _is_float(value.dtype):
                 raise ValueError(
                     f"{where}[{name!r}] must be an array of floats of shape {old.shape}, got {value.dtype} of shape "
                     f"{value.shape}"
                 )
             if value.dtype != old.dtype:
-                replaced[name][i] = np.empty_like(param, dtype=value.dtype, order="K", subok=False)
-            copies.append((replaced[name][i], value))
+                old = replaced[name][i] = np.empty_like(param, dtype=value.dtype, order="K", subok=False)
+            copies.append((old, value))
         if params is not None:
             value = params[key]
             if value.shape != param.shape or value.dtype != _native(param.dtype):
@@ -117,11 +117,11 @@ def write(opt: Optimizer, path: str, with_params: bool) -> None:
         for name, array in own.items()
     }
     if with_params:
-        for key, leaf in zip(opt._tree.keys(), opt._tree.leaves, strict=True):
+        for key, leaf in zip(opt._tree.keys(), opt._plan.params(), strict=True):
             arrays[_file_key("params", key)] = leaf
     # C-contiguous and in the byte order of the file. Not `ascontiguousarray`, which makes one axis of none.
     ready = [(name, np.asarray(array, _native(array.dtype), order="C")) for name, array in arrays.items()]
-    _core.save_safetensors(path, ready, json.dumps(settings(opt)))
+    _core.save_safetensors(path, ready, json.dumps(_without_inf(settings(opt)), allow_nan=False))
 
 
 def read(opt: Optimizer, path: str, with_params: bool) -> None:
@@ -144,7 +144,25 @@ def read(opt: Optimizer, path: str, with_params: bool) -> None:
             state.setdefault(key, {})[name] = array
     if with_params and not params:
         raise ValueError(f"{path} was saved without parameters: use load(path, params=False)")
-    load(opt, json.loads(metadata), state, params if with_params else None)
+    load(opt, _with_inf(json.loads(metadata)), state, params if with_params else None)
+
+
+def _without_inf(value: Any) -> Any:
+    """JSON has no infinity: it becomes a string."""
+    if isinstance(value, dict):
+        return {key: _without_inf(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_inf(item) for item in value]
+    return "inf" if value == math.inf else value
+
+
+def _with_inf(value: Any) -> Any:
+    """The inverse. Lists of keys are left alone: a parameter may be called inf."""
+    if isinstance(value, dict):
+        return {key: item if key in ("params", "decayed") else _with_inf(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_inf(item) for item in value]
+    return math.inf if value == "inf" else value
 
 
 def _groups(opt: Optimizer, saved: Mapping[str, Any]) -> list[ParamGroup]:
@@ -160,6 +178,8 @@ def _groups(opt: Optimizer, saved: Mapping[str, Any]) -> list[ParamGroup]:
     groups = []
     for i, (group, here, there) in enumerate(zip(opt._groups, ours, theirs, strict=True)):
         where = f"state_dict['param_groups'][{i}]"
+        if not isinstance(there, Mapping):
+            raise TypeError(f"{where} must be a dict, got {type(there).__name__}")
         for what, meaning in (("params", "parameters"), ("decayed", "parameters with weight decay")):
             if there.get(what) != here[what]:
                 raise ValueError(f"{where} must have the {meaning} {here[what]}, got {there.get(what)}")
@@ -192,14 +212,19 @@ def _around(opt: Optimizer, saved: Any) -> Around:
     return around
 
 
-def _per_leaf(opt: Optimizer) -> dict[str, list[Array]]:
+def _per_leaf(opt: Optimizer) -> dict[str, list[Array | None]]:
     """The state arrays, the master and the average, under the names that checkpoints use."""
-    arrays = dict(opt._state)
+    arrays: dict[str, list[Array | None]] = {name: list(arrays) for name, arrays in opt._state.items()}
     if opt._master is not None:
         arrays["master"] = opt._master
     if opt._ema is not None:
-        arrays["ema"] = opt._ema
+        arrays["ema"] = list(opt._ema)
     return arrays
+
+
+def _arrays(per_leaf: dict[str, list[Array | None]], i: int) -> dict[str, Array]:
+    """Those that parameter `i` has."""
+    return {name: array for name, arrays in per_leaf.items() if (array := arrays[i]) is not None}
 
 
 def _scalar_names(opt: Optimizer) -> list[str]:
@@ -209,7 +234,7 @@ def _scalar_names(opt: Optimizer) -> list[str]:
 def _number(value: Any, kind: type[np.int64 | np.float64], where: str) -> Any:
     array = np.asarray(value)
     if array.shape != () or array.dtype != kind or not array >= 0:
-        raise ValueError(f"{where} must be a {kind.__name__} of shape () that is at least 0, got {value!r}")
+        raise ValueError(f"{where} must be {kind.__name__} of shape () and at least 0, got {value!r}")
     return array.item()
 
 
@@ -226,7 +251,9 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def _same_keys(where: str, wanted: Sequence[str], got: Mapping[str, Any]) -> None:
+def _same_keys(where: str, wanted: Sequence[str], got: Any) -> None:
+    if not isinstance(got, Mapping):
+        raise TypeError(f"{where} must be a dict, got {type(got).__name__}")
     known = set(wanted)
     missing = [key for key in wanted if key not in got]
     unknown = [key for key in got if key not in known]

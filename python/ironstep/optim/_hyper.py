@@ -91,7 +91,7 @@ class ParamGroup(MutableMapping[str, Any]):
         """From all hyperparameters of the class `kind`, by name."""
         self._kind = kind
         self._params = params
-        self._limits = LIMITS | kind._limits
+        self.limits = LIMITS | kind._limits
         self.values_by_name: dict[str, Any] = {name: self._checked(name, value) for name, value in values.items()}
         kind._check(self.values_by_name)
         self.rule: str = kind._rule(self.values_by_name)
@@ -104,9 +104,9 @@ class ParamGroup(MutableMapping[str, Any]):
         if name == "betas":
             if not isinstance(value, (tuple, list)) or len(value) != 2:
                 raise TypeError(f"betas must be a pair of numbers, got {value!r}")
-            return tuple(scalar(f"betas[{i}]", beta, self._limits[name]) for i, beta in enumerate(value))
-        if name in self._limits:
-            return scalar(name, value, self._limits[name])
+            return tuple(scalar(f"betas[{i}]", beta, self.limits[name]) for i, beta in enumerate(value))
+        if name in self.limits:
+            return scalar(name, value, self.limits[name])
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
         return value
@@ -132,7 +132,7 @@ class ParamGroup(MutableMapping[str, Any]):
         values.update((f"beta{i + 1}", beta) for i, beta in enumerate(betas))
         if not decayed:
             values["weight_decay"] = 0.0
-        limits = self._limits | {"beta1": self._limits["betas"], "beta2": self._limits["betas"]}
+        limits = self.limits | {"beta1": self.limits["betas"], "beta2": self.limits["betas"]}
         names = RULES[self.rule][0]
         vector = _core.Values(
             [at(name, values[name], step, limits[name]) if name in limits else float(values[name]) for name in names]

@@ -56,7 +56,7 @@ class SGD(Optimizer):
         decoupled_weight_decay: See `Optimizer`.
         maximize: See `Optimizer`.
         options: `weight_decay_mask`, `max_norm`, `clip_value`, `nonfinite`, `ema_decay`, `master_weights`: see
-        `Optimizer`.
+            `Optimizer`.
 
     Raises:
         ValueError: A hyperparameter is out of range, or two arrays overlap in memory.
@@ -149,22 +149,23 @@ class SGD(Optimizer):
                 raise ValueError(f"lookahead needs momentum above 0 and nesterov=False, got {group!r}")
         self._enter()
         try:
-            tree = self._tree
-            saved = [leaf.copy(order="K") for leaf in tree.leaves]
+            leaves = self._plan.params()
+            saved = [leaf.copy(order="K") for leaf in leaves]
+            tree = _core.Tree(leaves, "params")
             plan = _core.Plan("lookahead", tree, [self._state["momentum_buffer"]], self._leaf_groups())
             arguments: list[tuple[int, bool, _core.Values, list[float]]] = []
             for group, done in zip(self._groups, self._steps, strict=True):
-                lr, momentum = (at(name, group[name], done, group._limits[name]) for name in ("lr", "momentum"))
+                lr, momentum = (at(name, group[name], done, group.limits[name]) for name in ("lr", "momentum"))
                 values = _core.Values([lr, momentum, float(group["lr_in_momentum"])])
                 arguments.append((done + 1, False, values, []))
-            plan.step(tree.build(saved), arguments, *_PLAIN)
+            plan.step(saved, arguments, *_PLAIN)
             self._ahead = True
         finally:
             self._lock.release()
         try:
             yield
         finally:
-            for leaf, old in zip(tree.leaves, saved, strict=True):
+            for leaf, old in zip(leaves, saved, strict=True):
                 leaf[...] = old
             self._ahead = False
 
@@ -267,7 +268,7 @@ class RMSprop(Optimizer):
 
     Order of operations: `v = alpha * v + (1 - alpha) * (g * g)`, `p - lr * (g / (sqrt(v) + eps))`. Defaults are
     torch's; the textbook uses `lr=0.001, alpha=0.999, eps=1e-8`, Keras `lr=0.001, alpha=0.9, eps=1e-7,
-    eps_in_sqrt=True, lr_in_momentum=True`, optax `alpha=0.9, eps_in_sqrt=True`, TensorFlow's also
+    eps_in_sqrt=True, lr_in_momentum=True`, optax `alpha=0.9, eps_in_sqrt=True, lr_in_momentum=True`, TensorFlow's also
     `initial_accumulator_value=1.0, eps=1e-10`.
 
     Args:
