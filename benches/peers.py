@@ -2,9 +2,9 @@
 
     python benches/peers.py [--only TEXT] [--out FOLDER] [--seconds S]
 
-All contestants of a work item run in turn, until each has had `--seconds` or 7 turns; the median counts. Where memory is
-what limits, they work on the same arrays: torch and DeepSpeed get views of ours. Nothing else should run meanwhile. What
-is not installed is named and left out.
+All contestants of a work item take turns until each has had `--seconds` or 7 of them; the median counts. torch, DeepSpeed
+and the C loop work on our arrays, JAX on its own. Nothing else should run meanwhile. What is not installed is left out
+and named.
 """
 
 from __future__ import annotations
@@ -404,40 +404,43 @@ def momentum() -> Contestants:
 # -- Measuring ---------------------------------------------------------------------------------------------------------
 
 
+TURN = 0.02
+"""Seconds of timed steps in a turn, unless one step takes longer."""
+
+
 def interleaved(contestants: Contestants, seconds: float, cold: bool) -> dict[str, float]:
-    """Median seconds of a step of each."""
-    sweep = np.zeros(128 * M, np.uint8) if cold else None
+    """Median seconds of a step of each. A turn is one step that is not timed, then some that are.
+
+    The first step finds the caches as another contestant left them, and other libraries' threads still spinning. With
+    `cold` 128 MB are written before each timed step instead.
+    """
+    sweep = np.zeros(128 * M, np.uint8)
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    slow: set[str] = set()
+    counts = {}
     for name, step in contestants.items():
-        for _ in range(2):
-            start = time.perf_counter()
-            step()
-            once = time.perf_counter() - start
-        if once > 0.3:
-            slow.add(name)  # 3 turns are enough
-    # Short steps are timed in batches, so that the clock does not count.
-    batch = 1 if cold else max(1, round(1e-4 / max(_once(contestants["ironstep"]), 1e-7)))
+        step()
+        counts[name] = 1 if cold else max(1, min(round(TURN / timed(step, 1)), 5000))
     end = time.perf_counter() + seconds * len(contestants)
     turn = 0
     while turn < 7 or time.perf_counter() < end:
         for name, step in contestants.items():
-            if name in slow and turn >= 3:
-                continue
-            if sweep is not None:
-                sweep += 1
-            start = time.perf_counter()
-            for _ in range(batch):
+            if turn >= 3 and times[name][0] > 0.3:
+                continue  # 3 turns of a very slow one are enough
+            if cold:
+                np.add(sweep, 1, out=sweep)
+            else:
                 step()
-            times[name].append((time.perf_counter() - start) / batch)
+            times[name].append(timed(step, counts[name]))
         turn += 1
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _once(step: Step) -> float:
+def timed(step: Step, n: int) -> float:
+    """Seconds of one of `n` steps."""
     start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    for _ in range(n):
+        step()
+    return (time.perf_counter() - start) / n
 
 
 def verdicts(work: Work, times: dict[str, float]) -> dict[str, tuple[float, float]]:

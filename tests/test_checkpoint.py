@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
 import os
+import re
 import stat
 import struct
 import subprocess
@@ -100,6 +102,19 @@ def everything(opt: Optimizer) -> dict[str, Any]:
     """All that an error must leave as it is: parameters, state, steps, hyperparameters."""
     params = [copy.deepcopy(group["params"]) for group in opt.param_groups]
     return {"saved": opt.state_dict(), "params": params, "steps": opt.steps, "repr": repr(opt)}
+
+
+def as_json(saved: dict[str, Any]) -> Any:
+    """The settings of a state dict as a file has them: JSON, which has no infinity and no tuple."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return "inf" if value == math.inf else value
+
+    return {name: plain(value) for name, value in saved.items() if name != "state"}
 
 
 AROUND = {"max_norm": 2.0, "ema_decay": 0.9, "master_weights": True}
@@ -209,7 +224,8 @@ def test_loading_writes_to_the_arrays_that_the_caller_holds(tmp_path: Path) -> N
     for array in held:
         array[...] = 7
     opt.load(tmp_path / "checkpoint")
-    assert (opt.state["exp_avg"], opt.ema) == held[:2] or opt.state["exp_avg"] is held[0]
+    assert opt.state["exp_avg"] is held[0]
+    assert opt.ema is held[1]
     assert_same(list(held), after)
 
 
@@ -233,7 +249,7 @@ def test_the_file_is_what_other_tools_read_with_every_dtype_kept(case: Case, tmp
         assert {array.dtype for array in arrays.values()} == {np.dtype(np.float64 if wide else F32)}
     with safe_open(tmp_path / "checkpoint", framework="numpy") as file:
         settings = json.loads(file.metadata()["ironstep"])
-    assert settings == json.loads(json.dumps({name: saved[name] for name in saved if name != "state"}))
+    assert settings == as_json(saved)
 
 
 def test_scalar_state_is_float64(tmp_path: Path) -> None:
@@ -396,8 +412,8 @@ def remove(*path: Any) -> Callable[[dict[str, Any]], None]:
 W, GROUP = ("state", "w"), ("param_groups", 0)
 FIT = "must be as this optimiser has it; "
 ARRAY = r"state_dict\['state'\]\['w'\]\['exp_avg'\] must be an array of floats of shape \(4,\)"
-STEP = r"state_dict\['state'\]\['w'\]\['step'\] must be a int64 of shape \(\) that is at least 0"
-MU = r"state_dict\['state'\]\['w'\]\['mu_product'\] must be a float64 of shape \(\) that is at least 0"
+STEP = r"state_dict\['state'\]\['w'\]\['step'\] must be int64 of shape"
+MU = r"state_dict\['state'\]\['w'\]\['mu_product'\] must be float64 of shape"
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "another version": (change("version", to=2), r"state_dict\['version'\] must be 1, got 2"),
@@ -405,7 +421,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "another optimiser": (change("optimizer", to="AdamW"), "state_dict must be of NAdam, got one of AdamW"),
     "no optimiser": (remove("optimizer"), "state_dict must be of NAdam"),
     "no state of a parameter": (remove(*W), FIT + r"missing: \['w'\]"),
-    "state of an unknown parameter": (change("state", "x", to={}), FIT + r"unknown: \['x'\]"),
+    "state of an unknown parameter": (change("state", "x", to={"step": np.array(2)}), FIT + r"unknown: \['x'\]"),
     "a state array missing": (remove(*W, "exp_avg"), FIT + r"missing: \['exp_avg'\]"),
     "a scalar missing": (remove(*W, "mu_product"), FIT + r"missing: \['mu_product'\]"),
     "the average missing": (remove(*W, "ema"), FIT + r"missing: \['ema'\]"),
@@ -420,8 +436,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         r"exp_avg\['b'\] must be float64 of shape \(2,\)",
     ),
     "a master of another type": (
-        change(*W, "master", to=np.zeros(4, np.float16)),
-        r"master\['w'\] must be float32 of shape \(4,\)",
+        change("state", "half", "master", to=np.zeros(3, np.float16)),
+        r"master\['half'\] must be float32 of shape \(3,\)",
     ),
     "the step a float": (change(*W, "step", to=np.array(2.0)), STEP),
     "the step of 32 bits": (change(*W, "step", to=np.array(2, np.int32)), STEP),
@@ -439,10 +455,13 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         change("param_groups", to=[]),
         r"state_dict\['param_groups'\] must be a list of 1 groups, got 0",
     ),
-    "other parameters": (change(*GROUP, "params", to=["b", "v"]), r"must have the parameters \['b', 'w'\], got"),
+    "other parameters": (
+        change(*GROUP, "params", to=["b", "half", "v"]),
+        r"must have the parameters \['b', 'half', 'w'\], got",
+    ),
     "other decay": (
         change(*GROUP, "decayed", to=["b"]),
-        r"must have the parameters with weight decay \['b', 'w'\], got",
+        r"must have the parameters with weight decay.*got \['b'\]",
     ),
     "a hyperparameter missing": (remove(*GROUP, "lr"), FIT + r"missing: \['lr'\]"),
     "an unknown hyperparameter": (change(*GROUP, "rate", to=1.0), FIT + r"unknown: \['rate'\]"),
@@ -456,6 +475,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "options a list": (change("options", to=[]), r"state_dict\['options'\] must be a dict, got list"),
     "max_norm negative": (change("options", "max_norm", to=-1.0), "max_norm must be at least 0"),
     "an unknown nonfinite": (change("options", "nonfinite", to="ignore"), "nonfinite must be 'propagate'"),
+    "an option missing": (remove("options", "clip_value"), "clip_value"),
+    "an unknown option": (change("options", "max_nor", to=1.0), "max_nor"),
     "no average": (change("options", "ema_decay", to=None), "ema_decay"),
     # Not even of the form that a dict of ours has.
     "a group that is no dict": (change("param_groups", to=[3]), r"state_dict\['param_groups'\]\[0\]"),
@@ -471,7 +492,7 @@ ONLY_AS_DICT: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "an array None": (change(*W, "exp_avg", to=None), ARRAY),
     "an array of lists that is none": (
         change(*W, "exp_avg", to=[[1.0], 2.0]),
-        r"state_dict\['state'\]\['w'\]\['exp_avg'\]",
+        "exp_avg|inhomogeneous",
     ),
     "the step a string": (change(*W, "step", to="2"), STEP),
 }
@@ -480,26 +501,30 @@ ONLY_AS_DICT: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 def write(path: Path, saved: dict[str, Any], params: dict[str, np.ndarray]) -> None:
     """A file as `save` writes it, of anything."""
     tensors = {f"state.{key}.{name}": array for key, own in saved["state"].items() for name, array in own.items()}
-    metadata = json.dumps({name: value for name, value in saved.items() if name != "state"})
-    save_file(tensors | {f"params.{key}": array for key, array in params.items()}, path, {"ironstep": metadata})
+    metadata = {"ironstep": json.dumps(as_json(saved))}
+    save_file(tensors | {f"params.{key}": array for key, array in params.items()}, path, metadata)
 
 
-def three_steps() -> tuple[dict[str, np.ndarray], Optimizer]:
+GRADS = {"w": draw(3, 4), "b": draw(4, 2), "half": draw(5, 3)}
+OTHER_GRADS = {"w": draw(6, 4), "b": draw(7, 2), "half": draw(8, 3)}
+
+
+def two_steps() -> tuple[dict[str, np.ndarray], Optimizer]:
     """An optimiser with all kinds of state."""
-    params = {"w": draw(0, 4), "b": draw(1, 2).astype(np.float64)}
+    params = {"w": draw(0, 4), "b": draw(1, 2).astype(np.float64), "half": draw(2, 3).astype(BF16)}
     opt = optim.NAdam(params, weight_decay=0.1, ema_decay=0.5, master_weights=True)
     for _ in range(2):
-        opt.step({"w": draw(2, 4), "b": draw(3, 2)})
+        opt.step(GRADS)
     return params, opt
 
 
 @pytest.mark.parametrize("bad", [*REFUSED, *ONLY_AS_DICT])
 def test_what_does_not_fit_is_refused_by_name_and_nothing_is_changed(bad: str, tmp_path: Path) -> None:
     act, match = (REFUSED | ONLY_AS_DICT)[bad]
-    params, opt = three_steps()
+    params, opt = two_steps()
     # As good as it can be otherwise, so that there is something to change.
-    (other_params, other), (_, twin) = three_steps(), three_steps()
-    other.step({"w": draw(4, 4), "b": draw(5, 2)})
+    (_, other), (_, twin) = two_steps(), two_steps()
+    other.step(OTHER_GRADS)
     saved, good = opt.state_dict(), opt.state_dict()
     act(saved)
     before = everything(other)
@@ -514,12 +539,12 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_is_changed(bad: str, t
     write(tmp_path / "checkpoint", good, params)
     other.load(tmp_path / "checkpoint")
     for each in (other, twin):
-        each.step({"w": draw(2, 4), "b": draw(3, 2)})
+        each.step(GRADS)
     assert_same(everything(other), everything(twin))
 
 
 def test_a_state_dict_must_be_one_and_its_arrays_its_own() -> None:
-    _, opt = three_steps()
+    _, opt = two_steps()
     before = everything(opt)
     for wrong in (None, [], 3, "state"):
         with pytest.raises(TypeError, match="state_dict must be a dict that `state_dict` gave, got"):
@@ -546,8 +571,8 @@ def test_state_that_other_hyperparameters_keep_is_refused_and_nothing_is_changed
 
 
 def test_an_average_or_a_master_on_one_side_only_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
-    bare, full = optim.SGD(draw(0, 3)), optim.SGD(draw(0, 3), ema_decay=0.5)
-    master = optim.SGD(draw(0, 3), master_weights=True)
+    bare, full = optim.SGD(half := draw(0, 3).astype(BF16)), optim.SGD(draw(0, 3).astype(BF16), ema_decay=0.5)
+    master = optim.SGD(half.copy(), master_weights=True)
     for opt, other, match in [
         (bare, full, "keeps an average"),
         (full, bare, "keeps an average"),
@@ -562,10 +587,10 @@ def test_an_average_or_a_master_on_one_side_only_is_refused_and_nothing_is_chang
 
 
 def test_parameters_of_the_file_that_do_not_fit_are_refused_and_nothing_is_changed(tmp_path: Path) -> None:
-    params, opt = three_steps()
+    params, opt = two_steps()
     saved, path = opt.state_dict(), tmp_path / "checkpoint"
-    _, other = three_steps()
-    other.step({"w": draw(4, 4), "b": draw(5, 2)})
+    _, other = two_steps()
+    other.step(OTHER_GRADS)
     before = everything(other)
     for wrong, match in [
         ({"w": draw(0, 5)}, r"the file's parameter 'w' must be float32 of shape \(4,\), got float32 of shape \(5,\)"),
@@ -577,7 +602,7 @@ def test_parameters_of_the_file_that_do_not_fit_are_refused_and_nothing_is_chang
         with pytest.raises(ValueError, match=match):
             other.load(path)
         assert_same(everything(other), before)
-    write(path, saved, {"b": params["b"]})
+    write(path, saved, {"b": params["b"], "half": params["half"]})
     with pytest.raises(ValueError, match=r"the file's parameters must be .* missing: \['w'\]"):
         other.load(path)
     opt.save(path, params=False)
@@ -589,10 +614,10 @@ def test_parameters_of_the_file_that_do_not_fit_are_refused_and_nothing_is_chang
 
 
 def test_a_parameter_that_cannot_be_written_stops_a_load_before_anything_is_changed(tmp_path: Path) -> None:
-    _, opt = three_steps()
+    _, opt = two_steps()
     opt.save(tmp_path / "checkpoint")
-    params, other = three_steps()
-    other.step({"w": draw(4, 4), "b": draw(5, 2)})
+    params, other = two_steps()
+    other.step(OTHER_GRADS)
     before = everything(other)
     params["w"].flags.writeable = False
     with pytest.raises(ValueError, match=r"params\['w'\] must be writeable"):
@@ -651,7 +676,7 @@ BROKEN_FILES = {
 @pytest.mark.parametrize("broken", BROKEN_FILES)
 def test_a_file_that_is_no_whole_safetensors_file_is_refused(broken: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_bytes(BROKEN_FILES[broken])
-    _, opt = three_steps()
+    _, opt = two_steps()
     before = everything(opt)
     with pytest.raises(ValueError):  # noqa: PT011 (the message may be NumPy's)
         opt.load(tmp_path / "checkpoint")
@@ -663,7 +688,7 @@ def test_a_file_that_is_no_whole_safetensors_file_is_refused(broken: str, tmp_pa
     [None, {}, {"format": "pt"}, *({"ironstep": text} for text in ("", "no", "[]", "3", "null", '"x"', "{}"))],
 )
 def test_a_file_of_another_tool_is_refused(metadata: dict[str, str] | None, tmp_path: Path) -> None:
-    params, opt = three_steps()
+    params, opt = two_steps()
     save_file({f"params.{name}": array + 1 for name, array in params.items()}, tmp_path / "checkpoint", metadata)
     before = everything(opt)
     with pytest.raises(ValueError):  # noqa: PT011 (the message may be that of the JSON reader)
@@ -673,7 +698,7 @@ def test_a_file_of_another_tool_is_refused(metadata: dict[str, str] | None, tmp_
 
 def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    _, opt = three_steps()
+    _, opt = two_steps()
     opt.save(path)
     whole, before = path.read_bytes(), everything(opt)
     header = 8 + struct.unpack("<Q", whole[:8])[0]
@@ -687,7 +712,7 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 
 def test_bytes_that_were_changed_at_random_are_refused_or_loaded_as_every_reader_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    _, source = three_steps()
+    _, source = two_steps()
     source.save(path)
     whole = path.read_bytes()
     header = 8 + struct.unpack("<Q", whole[:8])[0]
@@ -699,7 +724,7 @@ def test_bytes_that_were_changed_at_random_are_refused_or_loaded_as_every_reader
         for at in where:
             changed[at] = rng.integers(256)
         path.write_bytes(changed)
-        params, opt = three_steps()
+        params, opt = two_steps()
         before = everything(opt)
         try:
             opt.load(path)
@@ -715,18 +740,18 @@ def test_bytes_that_were_changed_at_random_are_refused_or_loaded_as_every_reader
         assert_same(ours | {f"params.{key}": array for key, array in params.items()}, theirs)
         with safe_open(path, framework="numpy") as file:
             settings = json.loads(file.metadata()["ironstep"])
-        assert settings == json.loads(json.dumps({name: saved[name] for name in saved if name != "state"}))
+        assert settings == as_json(saved)
         opt.nonfinite = "skip"
-        opt.step({"w": draw(2, 4), "b": draw(3, 2)})
+        opt.step(GRADS)
     assert refused > 300
     assert loaded > data_only > 50
 
 
 def test_a_file_that_cannot_be_read_is_an_os_error_that_names_it(tmp_path: Path) -> None:
-    _, opt = three_steps()
+    _, opt = two_steps()
     before = everything(opt)
     for path in (tmp_path, tmp_path / "missing", tmp_path / "missing" / "folder"):
-        with pytest.raises(OSError, match=path.name):
+        with pytest.raises(OSError, match=re.escape(str(path))):
             opt.load(path)
     assert_same(everything(opt), before)
 
@@ -735,7 +760,7 @@ def test_a_file_that_cannot_be_read_is_an_os_error_that_names_it(tmp_path: Path)
 
 
 def test_a_save_that_fails_says_where_and_leaves_what_was_there(tmp_path: Path) -> None:
-    params, opt = three_steps()
+    _, opt = two_steps()
     path = tmp_path / "checkpoint"
     opt.save(path)
     old, before = path.read_bytes(), everything(opt)
@@ -747,8 +772,9 @@ def test_a_save_that_fails_says_where_and_leaves_what_was_there(tmp_path: Path) 
         tmp_path / ("long" * 100),
         "",
     ]:
-        with pytest.raises(OSError, match="was not written, and is as it was before"):
+        with pytest.raises(OSError, match="was not written, and is as it was before") as caught:
             opt.save(wrong)
+        assert str(wrong) in str(caught.value)
     assert path.read_bytes() == old
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "folder"], "nothing is left behind"
     assert os.listdir(tmp_path / "folder") == []
@@ -780,9 +806,12 @@ def test_a_save_that_the_disk_has_no_room_for_leaves_what_was_there(tmp_path: Pa
     try:
         optim.SGD(np.ones(100_000)).save(path)
     except OSError as error:
-        print(error)
+        print(error.errno, error)
     """
-    assert "checkpoint was not written, and is as it was before: " in run(script, str(tmp_path))
+    message = run(script, str(tmp_path))
+    assert "was not written, and is as it was before" in message
+    assert str(tmp_path / "checkpoint") in message
+    assert message.startswith(f"{errno.EFBIG} ")
     assert os.listdir(tmp_path) == ["checkpoint"]
     assert load_file(tmp_path / "checkpoint")["params"].shape == (10,)
 
@@ -797,32 +826,36 @@ def test_a_save_that_is_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path)
     from safetensors.numpy import load_file
 
     path = os.path.join(sys.argv[1], "checkpoint")
+    opt = optim.AdamW({"w": np.zeros(100_000, np.float32)})
+    param = opt.param_groups[0]["params"]["w"]
     random.seed(0)
 
-    def write_for_ever(first):
+    def write_for_ever(number):
         while True:
-            first += 1
-            optim.AdamW({"w": np.full(100_000 + 1000 * (first % 3), first, np.float32)}).save(path)
+            number += 1
+            param[...] = number
+            opt.save(path)
 
     def read():
-        arrays = load_file(path)
-        number = int(arrays["params.w"][0])
-        assert (arrays["params.w"] == number).all(), "two files mixed"
-        assert len(arrays["params.w"]) == len(arrays["state.w.exp_avg"]) == 100_000 + 1000 * (number % 3)
-        optim.AdamW({"w": np.zeros_like(arrays["params.w"])}).load(path)
-        return number
+        theirs = load_file(path)["params.w"]
+        opt.load(path)
+        for array in (theirs, param):
+            assert len(array) == 100_000 and (array == array[0]).all(), "two files mixed"
+        return int(param[0])
 
-    optim.AdamW({"w": np.zeros(100_000, np.float32)}).save(path)
+    opt.save(path)
     seen = set()
     for _ in range(20):
         child = os.fork()
         if child == 0:
             write_for_ever(read())
-        until = time.monotonic() + random.uniform(0.01, 0.05)
-        while time.monotonic() < until:
-            seen.add(read())
-        os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the writer ended by itself"
+        try:
+            until = time.monotonic() + random.uniform(0.01, 0.05)
+            while time.monotonic() < until:
+                seen.add(read())
+        finally:
+            os.kill(child, signal.SIGKILL)
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the writer ended by itself"
         seen.add(read())
     print(len(seen))
     """

@@ -381,7 +381,7 @@ def test_the_number_of_threads_is_checked_by_name_and_kept_if_it_is_bad() -> Non
             (None, TypeError),
             ([2], TypeError),
         ]:
-            with pytest.raises(error, match="n must be from 0" if error is ValueError else ""):
+            with pytest.raises(error, match="n must be from 0" if error is ValueError else None):
                 ironstep.set_num_threads(bad)
             assert ironstep.get_num_threads() == 3
     finally:

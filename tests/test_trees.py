@@ -434,6 +434,36 @@ def test_the_step_after_a_change_of_a_container_is_that_of_what_it_holds_now(cha
         assert id(array) in now or np.array_equal(array, before), "an array that was taken out is written"
 
 
+def test_looking_ahead_is_done_with_what_the_containers_hold_now() -> None:
+    params = {"w": np.ones(3, F32)}
+    opt = optim.SGD(params, lr=0.5, momentum=0.5)
+    opt.step({"w": np.ones(3, F32)})
+    old = params["w"]
+    params["w"] = np.full(3, 4, F32)
+    with opt.lookahead():
+        assert_same_bits(params["w"], np.full(3, 3.75, F32))
+    assert_same_bits(params["w"], np.full(3, 4, F32))
+    assert_same_bits(old, np.full(3, 0.5, F32))
+
+
+def test_a_replaced_array_that_the_full_precision_copy_would_overwrite_is_refused_by_name() -> None:
+    params = {"w": np.ones(3, BF16), "b": np.ones(2, F32)}
+    grads = {"w": np.ones(3, F32), "b": np.ones(2, F32)}
+    opt = optim.SGD(params, lr=0.5, master_weights=True)
+    old, new = params["w"], np.full(3, 8, BF16)
+    params["w"], params["b"] = new, np.full(2, 8, F32)
+    for call in (lambda: opt.step(grads), opt.sync_master):
+        with pytest.raises(ValueError, match=r"params\['w'\] was replaced by another array"):
+            call()
+    assert_all_same_bits([old, new, params["b"]], [np.ones(3, BF16), np.full(3, 8, BF16), np.full(2, 8, F32)])
+    params["w"] = old
+    old[...] = 4
+    opt.sync_master()
+    opt.step(grads)
+    assert_all_same_bits([old, params["b"]], [np.full(3, 3.5, BF16), np.full(2, 7.5, F32)])
+    assert_same_bits(opt.master["w"], np.full(3, 3.5, F32))
+
+
 @pytest.mark.parametrize(
     ("change", "undo", "match"),
     [
