@@ -6,8 +6,6 @@
 //!
 //! Squares are taken and added in `f64`: an `f32` square overflows at 2e19.
 
-use crate::float::Real;
-
 /// The accumulators of a block.
 pub const LANES: usize = 16;
 
@@ -19,7 +17,7 @@ impl Lanes {
     /// Adds `f(x[i])` for each `i` to the lane `i % 16`. A block may come in several pieces, all but the last a multiple
     /// of 16 long.
     #[inline(always)]
-    pub fn add<T: Real>(&mut self, x: &[T], f: impl Fn(T) -> f64) {
+    pub fn add<T: Copy>(&mut self, x: &[T], f: impl Fn(T) -> f64) {
         let (groups, rest) = x.as_chunks::<LANES>();
         let mut lanes = self.0;
         for group in groups {

@@ -1,4 +1,4 @@
-"""All checks, one after the other, and a plain count at the end. `make test` runs it in the environment that it made."""
+"""All checks in turn, and a plain count at the end. `make test` runs it in the environment that it made."""
 
 from __future__ import annotations
 

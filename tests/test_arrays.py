@@ -121,6 +121,7 @@ LAYOUTS = [
     Layout("permuted steps", order="rolled", steps=(-2, 1, 3)),
     Layout("unaligned", offset=1),
     Layout("big-endian", swapped=True),
+    Layout("big-endian backwards", steps=(-1, 1, -2), swapped=True),
     Layout("field of a struct", extra=3),
     Layout("all at once", order="rolled", steps=(2, -1), gap=1, extra=1, offset=3, swapped=True),
 ]

@@ -718,9 +718,10 @@ def test_bytes_that_were_changed_at_random_are_refused_or_loaded_as_every_reader
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     rng = np.random.default_rng(0)
     refused, loaded, data_only = 0, 0, 0
-    for _ in range(600):
+    for _ in range(2000):
         changed = bytearray(whole)
-        where = rng.integers(len(whole) if rng.random() < 0.3 else header, size=rng.integers(1, 3))
+        first = header if rng.random() < 0.3 else 0
+        where = rng.integers(first, len(whole), size=rng.integers(1, 3))
         for at in where:
             changed[at] = rng.integers(256)
         path.write_bytes(changed)
@@ -743,8 +744,8 @@ def test_bytes_that_were_changed_at_random_are_refused_or_loaded_as_every_reader
         assert settings == as_json(saved)
         opt.nonfinite = "skip"
         opt.step(GRADS)
-    assert refused > 300
-    assert loaded > data_only > 50
+    assert refused > 1000
+    assert loaded > data_only > 200
 
 
 def test_a_file_that_cannot_be_read_is_an_os_error_that_names_it(tmp_path: Path) -> None:

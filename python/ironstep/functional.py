@@ -123,6 +123,9 @@ def _function(cls: type[Optimizer]) -> Callable[..., StepResult]:
             None if arguments.get(key) is None else tree.flatten(arguments[key], key) for key in ("ema", "master")
         )
         scalars = [_scalar(arguments.get(key), key) for key, _ in rule_scalars]
+        if scalars:
+            given = {"params": tree.leaves, "grads": tree.flatten(grads, "grads"), "ema": ema, "master": master}
+            _refuse_shared(scalar_names, scalars, tree, given | dict(zip(rule_states, arrays, strict=True)))
         decayed = decayed_leaves(arguments.get("weight_decay_mask"), tree)
         if not decayed:
             raise ValueError(f"params must hold at least one array, got {params!r}")
@@ -173,6 +176,17 @@ def _signature(states: tuple[str, ...], optional: list[str], defaults: dict[str,
     rest = [inspect.Parameter("step", keyword)]
     rest += [inspect.Parameter(name, keyword, default=value) for name, value in (defaults | AROUND).items()]
     return inspect.Signature(first + rest, return_annotation=StepResult)
+
+
+def _refuse_shared(names: tuple[str, ...], scalars: list[Any], tree: _core.Tree, given: dict[str, Any]) -> None:
+    """The core checks all arrays but the scalar state."""
+    for name, scalar in zip(names, scalars, strict=True):
+        for kind, leaves in given.items():
+            for where, leaf in zip(tree.names(kind), leaves or [], strict=False):
+                if isinstance(leaf, np.ndarray) and np.shares_memory(scalar, leaf):
+                    raise ValueError(
+                        f"{name} and {where} must be apart, but they overlap in memory; make a copy of one"
+                    )
 
 
 def _scalar(value: Any, name: str) -> np.ndarray[Any, Any]:

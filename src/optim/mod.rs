@@ -390,6 +390,11 @@ impl<T: Real> Limited<T> {
         }
     }
 
+    /// Whether [`Limited::limited`] is the identity.
+    fn changes_nothing(&self) -> bool {
+        self.scale == T::ONE && self.limit == T::from_f64(f64::INFINITY)
+    }
+
     /// Scaled and limited: what the norm is taken of. NaN fails both comparisons and passes.
     #[inline(always)]
     fn limited(&self, g: T) -> T {
@@ -401,6 +406,7 @@ impl<T: Real> Limited<T> {
 
 /// THE loop: one rule over plain slices. `P` and `G` are how parameter and gradient are stored; the state is stored as it is
 /// computed.
+#[derive(Clone, Copy)]
 struct Update<'a, R, Q, P: Element, G, const N: usize> {
     rule: &'a R,
     prepare: Q,
@@ -514,16 +520,11 @@ impl<T: Real, E: Element<Acc = T>> Kernel for SumSquares<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let mut buffer = [T::ZERO; LANES];
-        let (prepare, unit) = (self.prepare, self.unit);
-        for group in self.x.chunks(LANES) {
-            for (out, x) in buffer.iter_mut().zip(group) {
-                *out = prepare.limited(x.widen());
-            }
-            self.sum.add(&buffer[..group.len()], |x: T| {
-                let x = x.to_f64() * unit;
-                x * x
-            });
+        let SumSquares { x, prepare, unit, sum } = self;
+        if prepare.changes_nothing() && unit == 1.0 {
+            sum.add(x, |x| square(x.widen()));
+        } else {
+            sum.add(x, |x| square(prepare.limited(x.widen()).to_f64() * unit));
         }
     }
 }
@@ -680,6 +681,9 @@ unsafe fn step_tiled<T: Real, R: Rule<T, N>, const N: usize>(
     let isa = options.isa;
     let working = leaf.master.as_ref().unwrap_or(&leaf.param);
     let prepare = Limited::new(options, coefficient);
+    // State that is stored rounded must not be read back by the second pass, which goes on from the unrounded: so the first
+    // pass leaves it as it is, and the second computes it again.
+    let again = R::PASSES == Passes::StateThenParam && leaf.state.iter().any(|view| view.dtype != dtype);
     let mut tiles = [[T::ZERO; TILE]; MAX_STATES + 2];
     let mut old = [T::ZERO; TILE];
     for first in (start..start + len).step_by(TILE) {
@@ -692,13 +696,25 @@ unsafe fn step_tiled<T: Real, R: Rule<T, N>, const N: usize>(
         let mut s = [p; N];
         for (k, s) in s.iter_mut().enumerate() {
             *s = place(&leaf.state[k], &mut s_tiles[k]);
+            if again && !std::ptr::eq(*s, s_tiles[k].as_ptr()) {
+                // SAFETY: `place` gave `n` elements where they lie; the tile is another place.
+                unsafe { s_tiles[k].as_mut_ptr().copy_from_nonoverlapping(*s, n) };
+                *s = s_tiles[k].as_mut_ptr();
+            }
         }
         if options.update_norm && pass == Pass::Update {
             // SAFETY: `place` gave `n` elements.
             old[..n].copy_from_slice(unsafe { std::slice::from_raw_parts(p, n) });
         }
-        run(isa, Update { rule, prepare, p, g, s, len: n, index: first as u64 }, pass, sums);
+        let update = Update { rule, prepare, p, g, s, len: n, index: first as u64 };
+        if again && pass == Pass::Update {
+            run(isa, update, Pass::Measure, &mut Sums::default());
+        }
+        run(isa, update, pass, sums);
         for (k, &s) in s.iter().enumerate() {
+            if again && pass == Pass::Measure {
+                break;
+            }
             // SAFETY: as above.
             unsafe { put_back(&leaf.state[k], s, &s_tiles[k], isa, &leaf.shape, first, n) };
         }

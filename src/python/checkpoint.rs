@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, View};
 
 use super::array::{Header, dtype_name};
@@ -91,7 +93,11 @@ pub(super) fn save_safetensors(
 
 /// An `OSError` of the kind that the number says (`FileNotFoundError`, ...), with the file's name.
 fn os_error(error: &io::Error, what: &str, path: &Path) -> PyErr {
-    PyOSError::new_err((error.raw_os_error(), format!("{what}: {error}"), path.to_path_buf()))
+    let text = format!("{what}: {error}");
+    match error.raw_os_error() {
+        Some(number) => PyOSError::new_err((number, text, path.display().to_string())),
+        None => PyOSError::new_err(format!("{} {text}", path.display())),
+    }
 }
 
 /// Writes to a file beside `path`, brings it to the disk, and puts it in the place of `path`.
@@ -100,12 +106,18 @@ fn replace(path: &Path, tensors: Vec<(&str, &Tensor)>, metadata: HashMap<String,
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let file_name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
-    let temporary = folder.join(format!(".{}.{}.tmp", file_name.to_string_lossy(), std::process::id()));
+    path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    /// Two threads may save at once, and a file's name may be as long as names can be.
+    static SAVES: AtomicU64 = AtomicU64::new(0);
+    let save = SAVES.fetch_add(1, Ordering::Relaxed);
+    let temporary = folder.join(format!(".ironstep-{}-{save}.tmp", std::process::id()));
     let write = || {
         // An empty file first: it has the permissions that the umask gives; the crate's own temporary file is 0600.
         let permissions = File::create(&temporary)?.metadata()?.permissions();
-        safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(io::Error::other)?;
+        safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
+            SafeTensorError::IoError(error) => error,
+            error => io::Error::other(error),
+        })?;
         fs::set_permissions(&temporary, permissions)?;
         File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -132,7 +144,10 @@ pub(super) fn load_safetensors(
     let mut file = File::open(&path).map_err(unreadable)?;
     let file_len = file.metadata().map_err(unreadable)?.len();
     let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(|error| broken(&error))?;
+    file.read_exact(&mut length).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => broken(&error),
+        _ => unreadable(error),
+    })?;
     let header_len = u64::from_le_bytes(length);
     if header_len > file_len.saturating_sub(8) {
         return Err(broken(&"the header is longer than the file"));

@@ -66,9 +66,9 @@ impl Outputs {
     ) -> PyResult<()> {
         // The gap before cluster `i`: after the end of `i - 1`, before the start of `i`.
         let fits = |i: usize| {
-            let after =
-                i.checked_sub(1).and_then(|i| self.clusters.get(i)).is_none_or(|(span, _)| span.end <= bytes.start);
-            after && self.clusters.get(i).is_none_or(|(span, _)| bytes.end <= span.start)
+            let before = i.checked_sub(1).map_or(Some(0), |i| self.clusters.get(i).map(|(span, _)| span.end));
+            before.is_some_and(|end| end <= bytes.start)
+                && self.clusters.get(i).is_none_or(|(span, _)| bytes.end <= span.start)
         };
         if fits(*hint) || bytes.is_empty() {
             return Ok(());

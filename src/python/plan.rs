@@ -20,7 +20,8 @@ use crate::simd::Isa;
 struct Watch {
     array: Py<PyAny>,
     data: *mut u8,
-    descr: usize,
+    /// Kept alive, or another dtype could come to its address.
+    descr: Py<PyAny>,
     flags: i32,
     /// Where shape and strides are in [`Watches::numbers`]; both have `ndim` elements.
     first: usize,
@@ -44,7 +45,8 @@ impl Watches {
         self.all.push(Watch {
             array: array.clone().unbind(),
             data: header.data,
-            descr: header.descr.addr(),
+            // SAFETY: the array's dtype is a live object, and the interpreter is attached.
+            descr: unsafe { Bound::from_borrowed_ptr(array.py(), header.descr.cast()) }.unbind(),
             flags: header.watched_flags(),
             first: self.numbers.len(),
             ndim: header.shape.len(),
@@ -57,7 +59,7 @@ impl Watches {
         self.all.iter().all(|watch| {
             Header::of(watch.array.bind(py)).is_some_and(|header| {
                 header.data == watch.data
-                    && header.descr.addr() == watch.descr
+                    && header.descr.addr() == watch.descr.as_ptr().addr()
                     && header.watched_flags() == watch.flags
                     && *header.shape == self.numbers[watch.first..watch.first + watch.ndim]
                     && *header.strides == self.numbers[watch.first + watch.ndim..watch.first + 2 * watch.ndim]
@@ -66,7 +68,10 @@ impl Watches {
     }
 
     fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
-        self.all.iter().try_for_each(|watch| visit.call(&watch.array))
+        self.all.iter().try_for_each(|watch| {
+            visit.call(&watch.array)?;
+            visit.call(&watch.descr)
+        })
     }
 }
 
@@ -353,7 +358,7 @@ impl Inner {
                 return Err(PyTypeError::new_err(format!("{} must be a NumPy array", name())));
             };
             array::refuse_masked(slot, &name)?;
-            let same_dtype = header.descr.addr() == watch.descr;
+            let same_dtype = header.descr.addr() == watch.descr.as_ptr().addr();
             let kind = if same_dtype { facts.kind } else { array::kind_of(slot, &header, &name)? };
             if *header.shape != *facts.full_shape {
                 return Err(PyValueError::new_err(format!(
@@ -576,7 +581,10 @@ impl Plan {
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // A step that runs keeps everything alive anyway.
         if let Ok(inner) = self.inner.try_lock() {
-            inner.tree.leaves().iter().try_for_each(|leaf| visit.call(leaf))?;
+            inner.tree.visit(&visit)?;
+            let own = &inner.companions;
+            own.states.iter().chain(&own.ema).flatten().try_for_each(|array| visit.call(array))?;
+            own.master.iter().flatten().flatten().try_for_each(|array| visit.call(array))?;
             inner.params.traverse(&visit)?;
             inner.others.traverse(&visit)?;
             inner.roots.traverse(&visit)?;

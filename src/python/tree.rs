@@ -32,6 +32,14 @@ impl Node {
         if let Ok(dict) = object.cast::<PyDict>() {
             let keys = dict.keys();
             for key in keys.iter() {
+                if let Ok(text) = key.cast::<PyString>()
+                    && text.to_str().is_err()
+                {
+                    return Err(PyValueError::new_err(format!(
+                        "{name} must have keys of valid Unicode, got {}",
+                        key.repr()?
+                    )));
+                }
                 if !key.is_instance_of::<PyString>() && !key.is_instance_of::<PyInt>() {
                     let kind = key.get_type().name()?;
                     return Err(PyTypeError::new_err(format!(
@@ -355,7 +363,14 @@ impl Tree {
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        self.visit(&visit)
+    }
+}
+
+impl Tree {
+    /// Visits all that it holds, for the garbage collector.
+    pub(super) fn visit(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         self.leaves.iter().try_for_each(|leaf| visit.call(leaf))?;
-        self.root.traverse(&visit)
+        self.root.traverse(visit)
     }
 }

@@ -92,7 +92,7 @@ class Around:
     def set(self, name: str, value: Any) -> None:
         """Checks a value and takes it."""
         if name == "nonfinite":
-            if value not in ("propagate", "skip", "raise"):
+            if not isinstance(value, str) or value not in ("propagate", "skip", "raise"):
                 raise ValueError(f"nonfinite must be 'propagate', 'skip' or 'raise', got {value!r}")
         elif value is not None:
             value = scalar(name, value, self.LIMITS[name])

@@ -144,7 +144,10 @@ def read(opt: Optimizer, path: str, with_params: bool) -> None:
             state.setdefault(key, {})[name] = array
     if with_params and not params:
         raise ValueError(f"{path} was saved without parameters: use load(path, params=False)")
-    load(opt, _with_inf(json.loads(metadata)), state, params if with_params else None)
+    settings = json.loads(metadata)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must be a file that `save` wrote; its metadata of ironstep is no dict")
+    load(opt, _with_inf(settings), state, params if with_params else None)
 
 
 def _without_inf(value: Any) -> Any:
@@ -201,6 +204,8 @@ def _around(opt: Optimizer, saved: Any) -> Around:
     if not isinstance(saved, Mapping):
         raise ValueError(f"state_dict['options'] must be a dict, got {type(saved).__name__}")
     _same_callables(opt._around.callables(), saved.get("callables", []), "state_dict['options']")
+    here = [name for name, value in opt._around.values.items() if not callable(value)]
+    _same_keys("state_dict['options']", [*here, "callables"], saved)
     around = type(opt._around)()
     for name, own in opt._around.values.items():
         around.set(name, saved.get(name, own))
@@ -262,7 +267,9 @@ def _same_keys(where: str, wanted: Sequence[str], got: Any) -> None:
         raise ValueError(f"{where} must be as this optimiser has it; {'; '.join(differing)}")
 
 
-def _same_callables(here: list[str], there: Sequence[str], where: str) -> None:
+def _same_callables(here: list[str], there: Any, where: str) -> None:
+    if not isinstance(there, Sequence) or isinstance(there, str):
+        raise TypeError(f"{where}['callables'] must be a list of names, got {there!r}")
     for name in there:
         if name not in here:
             raise ValueError(

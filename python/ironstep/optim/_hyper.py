@@ -100,6 +100,9 @@ class ParamGroup(MutableMapping[str, Any]):
         self._callables = self._find_callables()
         self.vectors: dict[bool, _core.Values] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"vectors": {}}
+
     def _checked(self, name: str, value: Any) -> Any:
         if name == "betas":
             if not isinstance(value, (tuple, list)) or len(value) != 2:

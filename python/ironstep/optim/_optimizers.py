@@ -165,9 +165,9 @@ class SGD(Optimizer):
         try:
             yield
         finally:
+            self._ahead = False
             for leaf, old in zip(leaves, saved, strict=True):
                 leaf[...] = old
-            self._ahead = False
 
 
 _PLAIN = (1.0, float("inf"), float("inf"), False, 0.0, False, False, None)
