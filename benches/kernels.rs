@@ -98,7 +98,7 @@ fn stream(n: usize, threads: usize) -> (f64, f64) {
         a.chunks_mut(parallel::CHUNK).map(std::sync::Mutex::new).zip(b.chunks(parallel::CHUNK)).collect();
     let each = |f: &(dyn Fn(&mut [f32], &[f32]) + Sync)| {
         time(|| {
-            parallel::for_each(chunks.len(), threads, |i| {
+            parallel::for_each(chunks.len(), threads, true, |i| {
                 f(&mut chunks[i].0.lock().unwrap(), chunks[i].1);
             });
         })

@@ -4,18 +4,23 @@
 //! as they come free, so the results cannot depend on it.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use std::{env, hint, process, ptr, thread};
 
 /// Elements in a chunk, the unit that arrays are cut into: 64 KiB of `f32`. It is also the block of the sums in
 /// [`crate::reduce`], so changing it changes bits.
 pub const CHUNK: usize = 1 << 14;
 
-/// Calls with fewer elements than this stay on the calling thread: waking another one costs more.
+/// Calls with fewer elements than this stay on the calling thread.
 pub const SMALL: usize = 2 * CHUNK;
+
+/// Calls with fewer elements than this take help only from threads that are awake: to wake one costs more than it gives.
+pub const WORTH_WAKING: usize = 16 * CHUNK;
 
 /// 0: not set by [`set_num_threads`].
 static REQUESTED: AtomicUsize = AtomicUsize::new(0);
@@ -44,13 +49,131 @@ pub fn set_num_threads(n: usize) {
 /// The helpers of one process. The calling thread always works too, so `n` threads need `n - 1` helpers.
 struct Pool {
     pid: u32,
-    helpers: usize,
-    rayon: rayon::ThreadPool,
+    /// Threads that were started; more are when more are wanted.
+    helpers: Mutex<usize>,
+    queue: Mutex<VecDeque<Job>>,
+    ready: Condvar,
+    /// Jobs in the queue, for those that look without the lock.
+    waiting: AtomicUsize,
+    /// Helpers that look for a job just now, so that none must be woken.
+    looking: AtomicUsize,
 }
 
-/// The current pool, or null. Never freed: a forked child has the pointer but not the threads, and dropping the parent's
-/// pool there would wait for them for ever; a pool that grew may still be in use by another thread.
+/// What a helper is to do, if it comes in time.
+struct Job {
+    gate: Arc<Gate>,
+    work: Work,
+}
+
+/// How long a helper looks for another job before it sleeps. Calls often come one after the other, and to wake a thread
+/// takes 5 us on a good day and 100 on a virtual machine.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// The current pool, or null. Never freed: a forked child has the pointer but not the threads, and the mutexes as some
+/// other thread of the parent may have left them, so it makes a pool of its own and does not touch the old one.
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
+
+/// The pool of this process. Takes no lock.
+fn pool() -> &'static Pool {
+    let pid = process::id();
+    loop {
+        let current = POOL.load(Ordering::Acquire);
+        // SAFETY: the pointer is null or came from `Box::into_raw` below and is never freed.
+        if let Some(pool) = unsafe { current.as_ref() }
+            && pool.pid == pid
+        {
+            return pool;
+        }
+        let new = Box::into_raw(Box::new(Pool::new()));
+        if POOL.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: `new` came from `Box::into_raw` and nobody else has seen it.
+            drop(unsafe { Box::from_raw(new) });
+        }
+    }
+}
+
+impl Pool {
+    fn new() -> Pool {
+        Pool {
+            pid: process::id(),
+            helpers: Mutex::new(0),
+            queue: Mutex::new(VecDeque::new()),
+            ready: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+            looking: AtomicUsize::new(0),
+        }
+    }
+
+    /// Starts threads until there are `n`, or as many as can be had.
+    fn start(&'static self, n: usize) {
+        let mut helpers = lock(&self.helpers);
+        while *helpers < n {
+            let name = format!("ironstep-{helpers}");
+            if thread::Builder::new().name(name).spawn(|| self.help()).is_err() {
+                return;
+            }
+            *helpers += 1;
+        }
+    }
+
+    /// The life of a helper.
+    fn help(&self) {
+        ask_for_short_slices();
+        loop {
+            let job = self.next();
+            if job.gate.enter() {
+                // SAFETY: inside the gate.
+                let result = catch_unwind(AssertUnwindSafe(|| unsafe { job.work.call() }));
+                job.gate.leave(result.err());
+            }
+        }
+    }
+
+    /// Looks for a job for a while, then sleeps until there is one.
+    fn next(&self) -> Job {
+        let start = Instant::now();
+        self.looking.fetch_add(1, Ordering::SeqCst);
+        while self.waiting.load(Ordering::SeqCst) == 0 && start.elapsed() < LOOK {
+            for _ in 0..16 {
+                hint::spin_loop();
+            }
+        }
+        self.looking.fetch_sub(1, Ordering::SeqCst);
+        let mut queue = lock(&self.queue);
+        loop {
+            if let Some(job) = queue.pop_front() {
+                self.waiting.store(queue.len(), Ordering::SeqCst);
+                return job;
+            }
+            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Puts the job there for `n` helpers, and wakes those that sleep.
+    fn post(&self, n: usize, job: impl Fn() -> Job) {
+        let mut queue = lock(&self.queue);
+        queue.extend((0..n).map(|_| job()));
+        self.waiting.store(queue.len(), Ordering::SeqCst);
+        drop(queue);
+        for _ in self.looking.load(Ordering::SeqCst)..n {
+            self.ready.notify_one();
+        }
+    }
+
+    /// Takes back what nobody has begun.
+    fn withdraw(&self, gate: &Arc<Gate>) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            let mut queue = lock(&self.queue);
+            queue.retain(|job| !Arc::ptr_eq(&job.gate, gate));
+            self.waiting.store(queue.len(), Ordering::SeqCst);
+        }
+    }
+}
+
+/// A panic while a lock is held leaves nothing half done here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Asks Linux (6.12 and later) to run this thread in slices of 0.1 ms, by which it may preempt, when it is woken, a thread
 /// that spins for work of its own in slices of 3 ms. Elsewhere, and if it is refused, nothing happens.
@@ -84,38 +207,13 @@ fn ask_for_short_slices() {
     }
 }
 
-/// A pool of this process with at least that many helpers, or none if the threads cannot be had. Takes no lock.
-fn pool(helpers: usize) -> Option<&'static Pool> {
-    let pid = process::id();
-    loop {
-        let current = POOL.load(Ordering::Acquire);
-        // SAFETY: the pointer is null or came from `Box::into_raw` below and is never freed.
-        if let Some(pool) = unsafe { current.as_ref() }
-            && pool.pid == pid
-            && pool.helpers >= helpers
-        {
-            return Some(pool);
-        }
-        let rayon = rayon::ThreadPoolBuilder::new()
-            .num_threads(helpers)
-            .thread_name(|i| format!("ironstep-{i}"))
-            .start_handler(|_| ask_for_short_slices())
-            .build()
-            .ok()?;
-        let new = Box::into_raw(Box::new(Pool { pid, helpers, rayon }));
-        if POOL.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            // SAFETY: `new` came from `Box::into_raw` and nobody else has seen it.
-            drop(unsafe { Box::from_raw(new) });
-        }
-    }
-}
-
 /// Runs `body(0)` .. `body(tasks - 1)`, each once, on up to `threads` threads of which the caller is one, in the IEEE
 /// floating-point environment. Which thread takes which task is not defined.
 ///
-/// The caller never waits for a helper that has not begun: other libraries' threads may spin on the cores that the helpers
-/// need (OpenMP's do for milliseconds after a backward pass), and then it does the work alone.
-pub fn for_each(tasks: usize, threads: usize, body: impl Fn(usize) + Sync) {
+/// `wake`: whether it is worth to wake a sleeping helper; one that is awake helps in any case. The caller never waits for a
+/// helper that has not begun: other libraries' threads may spin on the cores that the helpers need (OpenMP's do for
+/// milliseconds after a backward pass), and then it does the work alone.
+pub fn for_each(tasks: usize, threads: usize, wake: bool, body: impl Fn(usize) + Sync) {
     // Of many tasks several neighbours are taken at once: memory is read faster in longer pieces.
     let take = (tasks / (threads.max(1) * 16)).clamp(1, 16);
     let next = AtomicUsize::new(0);
@@ -131,52 +229,53 @@ pub fn for_each(tasks: usize, threads: usize, body: impl Fn(usize) + Sync) {
         });
     };
     let helpers = threads.min(tasks).saturating_sub(1);
-    match if helpers > 0 { pool(helpers) } else { None } {
-        None => work(),
-        Some(pool) => with_helpers(pool, helpers, &work),
+    if helpers == 0 {
+        return work();
+    }
+    let pool = pool();
+    let helpers = if wake { helpers } else { helpers.min(pool.looking.load(Ordering::SeqCst)) };
+    if helpers == 0 {
+        return work();
+    }
+    pool.start(helpers);
+    with_helpers(pool, helpers, &work);
+}
+
+/// A reference whose lifetime the gate guards.
+#[derive(Clone, Copy)]
+struct Work(*const (dyn Fn() + Sync));
+
+// SAFETY: what it points to is `Sync`.
+unsafe impl Send for Work {}
+
+impl Work {
+    /// # Safety
+    /// The caller is inside the gate.
+    unsafe fn call(self) {
+        // SAFETY: `with_helpers` does not return while somebody is inside, and what it points to lives as long.
+        unsafe { (*self.0)() }
     }
 }
 
 /// Calls `work` here and on up to `helpers` threads of the pool, and returns when all that have begun are done.
 fn with_helpers(pool: &Pool, helpers: usize, work: &(dyn Fn() + Sync)) {
-    /// A reference whose lifetime the gate guards.
-    struct Work(*const (dyn Fn() + Sync));
-    // SAFETY: what it points to is `Sync`.
-    unsafe impl Send for Work {}
-    impl Work {
-        /// # Safety
-        /// The caller is inside the gate.
-        unsafe fn call(&self) {
-            // SAFETY: `with_helpers` does not return while somebody is inside, and `work` lives as long.
-            unsafe { (*self.0)() }
-        }
-    }
-
     /// Closes the gate whether the caller's own part returns or panics.
-    struct Close<'a>(&'a Gate);
+    struct Close<'a>(&'a Pool, &'a Arc<Gate>);
     impl Drop for Close<'_> {
         fn drop(&mut self) {
-            self.0.close();
+            self.1.close();
+            self.0.withdraw(self.1);
         }
     }
 
     let gate = Arc::new(Gate::new());
-    for _ in 0..helpers {
-        // SAFETY: only the lifetime changes; see `Work::call`.
-        let work = Work(unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work) });
-        let gate = Arc::clone(&gate);
-        pool.rayon.spawn(move || {
-            if gate.enter() {
-                // SAFETY: inside the gate.
-                let result = catch_unwind(AssertUnwindSafe(|| unsafe { work.call() }));
-                gate.leave(result.err());
-            }
-        });
-    }
-    let close = Close(&gate);
+    let close = Close(pool, &gate);
+    // SAFETY: only the lifetime changes; see `Work::call`.
+    let reference = Work(unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work) });
+    pool.post(helpers, || Job { gate: Arc::clone(&gate), work: reference });
     work();
     drop(close);
-    let panic = gate.panic.lock().ok().and_then(|mut panic| panic.take());
+    let panic = lock(&gate.panic).take();
     if let Some(panic) = panic {
         resume_unwind(panic);
     }
@@ -205,8 +304,8 @@ impl Gate {
     }
 
     fn leave(&self, panic: Option<Box<dyn Any + Send>>) {
-        if let (Some(panic), Ok(mut first)) = (panic, self.panic.lock()) {
-            first.get_or_insert(panic);
+        if let Some(panic) = panic {
+            lock(&self.panic).get_or_insert(panic);
         }
         if self.state.fetch_sub(Gate::ONE, Ordering::Release) == Gate::ONE + Gate::CLOSED {
             self.caller.unpark();
@@ -305,13 +404,14 @@ mod tests {
     use super::*;
     use std::hint::black_box;
     use std::sync::atomic::AtomicU32;
+    use std::sync::mpsc;
 
     #[test]
     fn each_task_runs_once() {
         for threads in [1, 2, 3, 7] {
             for tasks in [0, 1, 2, 5, 1000] {
                 let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
-                for_each(tasks, threads, |i| {
+                for_each(tasks, threads, true, |i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
@@ -336,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller() {
-        let caught = catch_unwind(|| for_each(100, 3, |i| assert!(i != 57, "task 57")));
+        let caught = catch_unwind(|| for_each(100, 3, true, |i| assert!(i != 57, "task 57")));
         assert!(caught.is_err());
     }
 
@@ -344,7 +444,7 @@ mod tests {
     fn a_panic_of_a_helper_reaches_the_caller() {
         let caller = thread::current().id();
         let caught = catch_unwind(|| {
-            for_each(1 << 20, 3, |_| {
+            for_each(1 << 20, 3, true, |_| {
                 thread::yield_now();
                 assert!(thread::current().id() == caller, "a helper");
             });
@@ -356,18 +456,51 @@ mod tests {
     #[test]
     fn the_caller_does_not_wait_for_helpers_that_are_busy_elsewhere() {
         // A pool of its own whose only thread is taken.
-        let rayon = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let pool = Pool { pid: process::id(), helpers: 1, rayon };
-        let (send, receive) = std::sync::mpsc::channel::<()>();
-        pool.rayon.spawn(move || assert!(receive.recv().is_err()));
-        let calls = AtomicUsize::new(0);
-        with_helpers(&pool, 1, &|| {
-            calls.fetch_add(1, Ordering::Relaxed);
+        let pool: &'static Pool = Box::leak(Box::new(Pool::new()));
+        pool.start(1);
+        let (started, wait_started) = mpsc::channel();
+        let (release, wait_release) = mpsc::channel::<()>();
+        let (started, wait_release) = (Mutex::new(started), Mutex::new(wait_release));
+        let busy = AtomicUsize::new(0);
+        let hold = || {
+            // The first to come is whoever; the helper is the second.
+            if thread::current().name() == Some("ironstep-0") {
+                lock(&started).send(()).unwrap();
+                let _ = lock(&wait_release).recv();
+            } else {
+                while busy.load(Ordering::Relaxed) == 0 {
+                    thread::yield_now();
+                }
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| with_helpers(pool, 1, &hold));
+            wait_started.recv().unwrap();
+            let calls = AtomicUsize::new(0);
+            with_helpers(pool, 1, &|| {
+                calls.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(calls.load(Ordering::Relaxed), 1);
+            assert!(lock(&pool.queue).is_empty(), "what nobody began is withdrawn");
+            busy.store(1, Ordering::Relaxed);
+            release.send(()).unwrap();
         });
-        assert_eq!(calls.load(Ordering::Relaxed), 1);
-        drop(send);
-        // The helper comes too late, finds the gate closed, and does not touch what is gone.
-        pool.rayon.install(|| ());
-        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn many_callers_at_once() {
+        let sum = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    for i in 0..500 {
+                        for_each(1 + i % 7, 1 + i % 4, i % 3 > 0, |_| {
+                            sum.fetch_add(1, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 6 * (0..500).map(|i| 1 + i % 7).sum::<usize>());
     }
 }

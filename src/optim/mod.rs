@@ -256,7 +256,8 @@ impl Work {
     /// Runs `body(index of the chunk, chunk)` for each chunk, in parallel if there is enough to do.
     fn for_each(&self, threads: usize, body: impl Fn(usize, Chunk) + Sync) {
         let threads = if self.elements < parallel::SMALL { 1 } else { threads };
-        parallel::for_each(self.tasks.len(), threads, |task| {
+        let wake = self.elements >= parallel::WORTH_WAKING;
+        parallel::for_each(self.tasks.len(), threads, wake, |task| {
             for i in self.tasks[task].clone() {
                 body(i, self.chunks[i]);
             }

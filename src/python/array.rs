@@ -271,7 +271,7 @@ pub(super) fn output<'a>(array: &'a Bound<'_, PyAny>, name: &dyn Fn() -> String)
             )));
         }
     }
-    refuse_dangling(array, &header, kind, name)?;
+    refuse_dangling(array, &header, kind, &mut None, name)?;
     Ok((header, kind))
 }
 
@@ -306,22 +306,30 @@ pub(super) fn refuse_masked(array: &Bound<'_, PyAny>, name: &dyn Fn() -> String)
 }
 
 /// A view whose base was resized behind its back points to memory that is gone.
+///
+/// `seen`: a base and its memory, from the last call and for the next: views of one buffer come one after the other.
 pub(super) fn refuse_dangling(
     array: &Bound<'_, PyAny>,
     header: &Header,
     kind: Kind,
+    seen: &mut Option<(*mut pyo3::ffi::PyObject, Range<usize>)>,
     name: &dyn Fn() -> String,
 ) -> PyResult<()> {
     if header.base.is_null() {
         return Ok(());
     }
+    let bytes = header.bytes(kind.dtype.size());
+    let within = |memory: &Range<usize>| memory.start <= bytes.start && bytes.end <= memory.end;
+    if bytes.is_empty() || seen.as_ref().is_some_and(|(base, memory)| *base == header.base && within(memory)) {
+        return Ok(());
+    }
     let Some(root) = header.root(array.py()) else { return Ok(()) };
     let Some(owner) = Header::of(&root) else { return Ok(()) };
-    let bytes = header.bytes(kind.dtype.size());
     // SAFETY: the root's dtype is a live object, and the interpreter is attached.
     let size = unsafe { npyffi::objects::PyDataType_ELSIZE(array.py(), owner.descr) };
     let memory = owner.bytes(size as usize);
-    if bytes.is_empty() || (memory.start <= bytes.start && bytes.end <= memory.end) {
+    if within(&memory) {
+        *seen = Some((header.base, memory));
         return Ok(());
     }
     Err(PyValueError::new_err(format!(

@@ -349,7 +349,7 @@ impl Inner {
         logical: bool,
         tiles: bool,
     ) -> PyResult<()> {
-        let mut hint = 0;
+        let (mut hint, mut seen) = (0, None);
         for (i, slot) in grads.iter().enumerate() {
             let name = || self.tree.leaf_name(py, "grads", i);
             let facts = &self.facts[i];
@@ -369,7 +369,7 @@ impl Inner {
                     array::shape_text(header.shape)
                 )));
             }
-            array::refuse_dangling(slot, &header, kind, &name)?;
+            array::refuse_dangling(slot, &header, kind, &mut seen, &name)?;
             let size = kind.dtype.size();
             let flat = header.is_c_contiguous();
             let bytes =
