@@ -407,30 +407,37 @@ def momentum() -> Contestants:
 TURN = 0.02
 """Seconds of timed steps in a turn, unless one step takes longer."""
 
+PAUSE = 0.03
+"""Seconds before a turn."""
+
 
 def interleaved(contestants: Contestants, seconds: float, cold: bool) -> dict[str, float]:
-    """Median seconds of a step of each. A turn is one step that is not timed, then some that are.
+    """Median seconds of a step of each. A turn is one step that is not timed, then some that are, each for itself.
 
-    The first step finds the caches as another contestant left them, and other libraries' threads still spinning. With
-    `cold` 128 MB are written before each timed step instead.
+    Before it there is a pause, since the threads of OpenMP spin for some 15 ms after a call and would take a core from
+    the next contestant; the untimed step fills the caches again. With `cold` 128 MB are written before each timed step
+    instead. Steps below 0.1 ms are timed in groups of that length.
     """
     sweep = np.zeros(128 * M, np.uint8)
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    counts = {}
+    counts, groups = {}, {}
     for name, step in contestants.items():
         step()
-        counts[name] = 1 if cold else max(1, min(round(TURN / timed(step, 1)), 5000))
+        once = timed(step, 1)
+        groups[name] = 1 if cold else max(1, round(1e-4 / once))
+        counts[name] = 1 if cold else max(1, round(TURN / (groups[name] * once)))
     end = time.perf_counter() + seconds * len(contestants)
     turn = 0
     while turn < 7 or time.perf_counter() < end:
         for name, step in contestants.items():
             if turn >= 3 and times[name][0] > 0.3:
                 continue  # 3 turns of a very slow one are enough
+            time.sleep(PAUSE)
             if cold:
                 np.add(sweep, 1, out=sweep)
             else:
                 step()
-            times[name].append(timed(step, counts[name]))
+            times[name] += [timed(step, groups[name]) for _ in range(counts[name])]
         turn += 1
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -513,6 +520,8 @@ def draw(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:
         "torchao 8-bit": ("#56b4e9", "P"),
     }
     rows = [row for row in rows if any(name in style for name in row["ms"])]
+    if not rows:
+        return
     fig, ax = plt.subplots(figsize=(11, 1.6 + 0.38 * len(rows)), dpi=130)
     seen = set()
     for y, row in enumerate(rows):
