@@ -9,6 +9,7 @@ pub mod float;
 pub mod optim;
 pub mod parallel;
 pub mod reduce;
+mod scheduling;
 pub mod simd;
 
 #[cfg(feature = "python")]

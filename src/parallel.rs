@@ -12,6 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, hint, process, ptr, thread};
 
+use crate::scheduling;
+
 /// Elements in a chunk, the unit that arrays are cut into: 64 KiB of `f32`. It is also the block of the sums in
 /// [`crate::reduce`], so changing it changes bits.
 pub const CHUNK: usize = 1 << 14;
@@ -63,6 +65,8 @@ struct Pool {
 struct Job {
     gate: Arc<Gate>,
     work: Work,
+    /// Where the caller runs.
+    cpu: Option<usize>,
 }
 
 /// How long a helper looks for another job before it sleeps. Calls often come one after the other, and to wake a thread
@@ -118,9 +122,10 @@ impl Pool {
 
     /// The life of a helper.
     fn help(&self) {
-        ask_for_short_slices();
+        scheduling::ask_for_short_slices();
         loop {
             let job = self.next();
+            scheduling::leave(job.cpu);
             if job.gate.enter() {
                 // SAFETY: inside the gate.
                 let result = catch_unwind(AssertUnwindSafe(|| unsafe { job.work.call() }));
@@ -173,38 +178,6 @@ impl Pool {
 /// A panic while a lock is held leaves nothing half done here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Asks Linux (6.12 and later) to run this thread in slices of 0.1 ms, by which it may preempt, when it is woken, a thread
-/// that spins for work of its own in slices of 3 ms. Elsewhere, and if it is refused, nothing happens.
-fn ask_for_short_slices() {
-    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        use std::ffi::{c_int, c_long, c_uint};
-        /// `struct sched_attr` of the kernel, first version.
-        #[repr(C)]
-        struct SchedAttr {
-            size: u32,
-            policy: u32,
-            flags: u64,
-            nice: i32,
-            priority: u32,
-            runtime: u64,
-            deadline: u64,
-            period: u64,
-        }
-        unsafe extern "C" {
-            fn syscall(number: c_long, ...) -> c_long;
-            fn getpriority(which: c_int, who: c_uint) -> c_int;
-        }
-        const SCHED_SETATTR: c_long = if cfg!(target_arch = "x86_64") { 314 } else { 274 };
-        // SAFETY: reads the nice value of this thread.
-        let nice = unsafe { getpriority(0, 0) };
-        let size = size_of::<SchedAttr>() as u32;
-        let attr = SchedAttr { size, policy: 0, flags: 0, nice, priority: 0, runtime: 100_000, deadline: 0, period: 0 };
-        // SAFETY: the kernel reads `size` bytes of `attr`, for this thread (0); policy 0 is the ordinary one.
-        unsafe { syscall(SCHED_SETATTR, 0 as c_int, &raw const attr, 0 as c_uint) };
-    }
 }
 
 /// Runs `body(0)` .. `body(tasks - 1)`, each once, on up to `threads` threads of which the caller is one, in the IEEE
@@ -272,7 +245,8 @@ fn with_helpers(pool: &Pool, helpers: usize, work: &(dyn Fn() + Sync)) {
     let close = Close(pool, &gate);
     // SAFETY: only the lifetime changes; see `Work::call`.
     let reference = Work(unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work) });
-    pool.post(helpers, || Job { gate: Arc::clone(&gate), work: reference });
+    let cpu = scheduling::cpu();
+    pool.post(helpers, || Job { gate: Arc::clone(&gate), work: reference, cpu });
     work();
     drop(close);
     let panic = lock(&gate.panic).take();
