@@ -14,10 +14,26 @@ Example:
     array([-0.1, -0.1], dtype=float32)
 """
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from . import functional, optim
-from ._core import get_num_threads, set_num_threads
+from . import optim
+from ._core import __version__, get_num_threads, set_num_threads
 
-__version__ = _version("ironstep")
+if _TYPE_CHECKING:
+    from . import functional
+
 __all__ = ["__version__", "functional", "get_num_threads", "optim", "set_num_threads"]
+
+
+def __getattr__(name: str) -> _Any:
+    # Loaded when it is first used: it looks into the signatures of all classes, which takes longer than all the rest.
+    if name == "functional":
+        from importlib import import_module
+
+        return import_module("ironstep.functional")
+    raise AttributeError(f"module 'ironstep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

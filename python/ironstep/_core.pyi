@@ -6,10 +6,12 @@ from typing import Any, final
 
 from numpy.typing import NDArray
 
+__version__: str
 __all__ = [
     "Plan",
     "Tree",
     "Values",
+    "__version__",
     "get_num_threads",
     "instruction_sets",
     "load_safetensors",

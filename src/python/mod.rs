@@ -21,6 +21,9 @@ mod _core {
     use super::plan::{Plan, Values};
     #[pymodule_export]
     use super::tree::Tree;
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "Python's name")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
     use crate::optim::RULES;
     use crate::parallel;
     use crate::simd::Isa;

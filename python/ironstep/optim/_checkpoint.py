@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -121,6 +120,8 @@ def write(opt: Optimizer, path: str, with_params: bool) -> None:
             arrays[_file_key("params", key)] = leaf
     # C-contiguous and in the byte order of the file. Not `ascontiguousarray`, which makes one axis of none.
     ready = [(name, np.asarray(array, _native(array.dtype), order="C")) for name, array in arrays.items()]
+    import json  # Not at the top: it would be a tenth of the time to import the package.
+
     _core.save_safetensors(path, ready, json.dumps(_without_inf(settings(opt)), allow_nan=False))
 
 
@@ -144,6 +145,8 @@ def read(opt: Optimizer, path: str, with_params: bool) -> None:
             state.setdefault(key, {})[name] = array
     if with_params and not params:
         raise ValueError(f"{path} was saved without parameters: use load(path, params=False)")
+    import json
+
     settings = json.loads(metadata)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must be a file that `save` wrote; its metadata of ironstep is no dict")
