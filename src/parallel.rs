@@ -24,6 +24,9 @@ pub const SMALL: usize = 2 * CHUNK;
 /// Calls with fewer elements than this take help only from threads that are awake: to wake one costs more than it gives.
 pub const WORTH_WAKING: usize = 16 * CHUNK;
 
+/// The most threads that can be asked for.
+pub const MAX_THREADS: usize = 1024;
+
 /// 0: not set by [`set_num_threads`].
 static REQUESTED: AtomicUsize = AtomicUsize::new(0);
 
@@ -34,7 +37,7 @@ pub fn num_threads() -> usize {
         0 => {
             let from_env = env::var("IRONSTEP_NUM_THREADS").ok().and_then(|text| text.trim().parse().ok());
             let n = from_env
-                .filter(|&n| n > 0)
+                .filter(|n| (1..=MAX_THREADS).contains(n))
                 .unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
             REQUESTED.store(n, Ordering::Relaxed);
             n

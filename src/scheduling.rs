@@ -23,6 +23,7 @@ mod linux {
 
     unsafe extern "C" {
         fn syscall(number: c_long, ...) -> c_long;
+        fn sched_getscheduler(pid: c_int) -> c_int;
         fn getpriority(which: c_int, who: c_uint) -> c_int;
         fn sched_getcpu() -> c_int;
         fn sched_getaffinity(pid: c_int, size: usize, set: *mut CpuSet) -> c_int;
@@ -31,11 +32,15 @@ mod linux {
 
     pub(super) fn ask_for_short_slices() {
         const SCHED_SETATTR: c_long = if cfg!(target_arch = "x86_64") { 314 } else { 274 };
+        // SAFETY: reads the policy of this thread. Another one than the ordinary (0) is somebody's choice.
+        if unsafe { sched_getscheduler(0) } != 0 {
+            return;
+        }
         // SAFETY: reads the nice value of this thread.
         let nice = unsafe { getpriority(0, 0) };
         let size = size_of::<SchedAttr>() as u32;
         let attr = SchedAttr { size, policy: 0, flags: 0, nice, priority: 0, runtime: 100_000, deadline: 0, period: 0 };
-        // SAFETY: the kernel reads `size` bytes of `attr`, for this thread (0); policy 0 is the ordinary one.
+        // SAFETY: the kernel reads `size` bytes of `attr`, for this thread (0).
         unsafe { syscall(SCHED_SETATTR, 0 as c_int, &raw const attr, 0 as c_uint) };
     }
 

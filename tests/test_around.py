@@ -108,6 +108,20 @@ def test_no_norm_unless_wanted():
     assert opt.step(np.ones(3)).grad_norm == math.sqrt(3)
 
 
+@pytest.mark.parametrize(
+    "grads", [([np.inf, 1.0], [1.0, 1.0]), ([np.nan, 1.0], [1.0, 1.0]), ([1.7e308] * 2, [1.0] * 2)]
+)
+def test_to_report_a_norm_changes_nothing(grads: tuple[list[float], list[float]]):
+    """Not even where it is infinite or NaN, or where only the sum of squares overflows."""
+    results = []
+    for asked in (False, True):
+        params = [np.ones(2), np.ones(2)]
+        optim.SGD(params, lr=1e-308).step([np.array(g) for g in grads], grad_norm=asked)
+        results.append(params)
+    assert_all_same_bits(*results)
+    assert np.isfinite(results[0][1]).all()
+
+
 def test_norm_over_the_whole_range():
     for dtype, size in ((np.float32, 1e30), (np.float32, 1e-30), (np.float64, 1e200), (np.float64, 1e-200)):
         g = np.full(2, size, dtype)
@@ -300,6 +314,16 @@ def test_lookahead_moves_the_parameters_and_puts_them_back_exactly():
             for name, p in params.items():
                 assert_same_bits(p, before[name], name)
             opt.step({name: rng.normal(size=p.shape).astype(p.dtype) for name, p in params.items()})
+
+
+def test_the_master_cannot_be_set_to_the_lookahead_point():
+    p = np.ones(2, BF16)
+    opt = optim.SGD(p, lr=0.1, momentum=0.9, master_weights=True)
+    opt.step(np.ones(2, BF16))
+    before = opt.master.copy()
+    with opt.lookahead(), pytest.raises(RuntimeError, match="lookahead"):
+        opt.sync_master()
+    assert_same_bits(opt.master, before)
 
 
 def test_lookahead_puts_back_after_an_error_too():

@@ -640,3 +640,14 @@ def test_errstate_and_its_flags_are_left_alone(face: str) -> None:
             functional.sgd_(w, grad, step=1, lr=1e30)
         assert np.isinf(w).all()
         assert np.add(F32(1.0), F32(1.0)) == 2
+
+
+def test_a_senseless_number_of_threads_in_the_environment_is_ignored() -> None:
+    code = (
+        "import numpy as np, ironstep; w = np.ones(1 << 20); ironstep.optim.SGD(w, lr=0.5).step(w.copy()); "
+        "assert (w == 0.5).all(); print(ironstep.get_num_threads())"
+    )
+    for text in ("1152921504606846976", "0", "-3", "many", ""):
+        env = os.environ | {"IRONSTEP_NUM_THREADS": text}
+        out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert 1 <= int(out.stdout) <= 1024

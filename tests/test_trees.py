@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Iterator
@@ -738,3 +739,23 @@ def test_each_group_has_its_mask() -> None:
 def test_a_mask_that_does_not_fit_is_refused_by_name(params: Any, mask: Any, error: Any, match: str) -> None:
     with pytest.raises(error, match=match):
         optim.SGD(params, weight_decay_mask=mask)
+
+
+def test_replaced_parameters_are_noticed_by_all_that_plan_again() -> None:
+    """Else a master would overwrite them, or state would come to the wrong parameter."""
+    p = {"w": np.ones(2, BF16)}
+    opt = optim.SGD(p, lr=0.1, master_weights=True)
+    old, p["w"] = p["w"], np.full(2, 5.0, BF16)
+    with pytest.raises(ValueError, match=r"params\['w'\] was replaced by another array"):
+        opt.add_param_group({"params": np.ones(1)})
+    with pytest.raises(ValueError, match=r"params\['w'\] was replaced by another array"):
+        copy.deepcopy(opt)
+    p["w"] = old
+    opt.add_param_group({"params": np.ones(1)})
+
+    q = {"a": np.ones(2), "b": np.ones(2)}
+    opt = optim.SGD(q, lr=0.1, momentum=0.9)
+    q["0"] = q.pop("b")
+    with pytest.raises(ValueError, match="params must keep the structure"):
+        opt.add_param_group({"params": np.ones(1)})
+    assert len(opt.param_groups) == 1

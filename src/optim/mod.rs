@@ -971,9 +971,12 @@ where
         // SAFETY: passed on.
         let norm = unsafe { grad_norm(leaves, work, options) };
         report.grad_norm = Some(norm);
-        // torch's clip_grad_norm_: max_norm / (norm + 1e-6), at most 1; NaN stays NaN.
-        let ratio = options.max_norm / (norm + 1e-6);
-        coefficient = if ratio > 1.0 { 1.0 } else { ratio };
+        // To report a norm must change nothing, even where it is infinite or NaN.
+        if options.max_norm < f64::INFINITY {
+            // torch's clip_grad_norm_: max_norm / (norm + 1e-6), at most 1; NaN stays NaN.
+            let ratio = options.max_norm / (norm + 1e-6);
+            coefficient = if ratio > 1.0 { 1.0 } else { ratio };
+        }
     }
     // A finite norm says that all is finite, unless the limit has hidden an infinity.
     let known_finite = report.grad_norm.is_some_and(Real::is_finite) && options.clip_value == f64::INFINITY;

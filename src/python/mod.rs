@@ -40,7 +40,7 @@ mod _core {
     fn set_num_threads(n: i64) -> PyResult<()> {
         let n = usize::try_from(n)
             .ok()
-            .filter(|&n| n <= 1024)
+            .filter(|&n| n <= parallel::MAX_THREADS)
             .ok_or_else(|| PyValueError::new_err(format!("n must be from 0 (the default) to 1024, got {n}")))?;
         parallel::set_num_threads(n);
         Ok(())

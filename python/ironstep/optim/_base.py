@@ -298,6 +298,8 @@ class Optimizer:
     def _add(self, groups: list[dict[str, Any]], mask: Any) -> None:
         """Adds groups, or raises and changes nothing."""
         first = len(self._groups)
+        if first:
+            self._plan.params()  # Raises if the containers have changed so that state and parameters would not match.
         many = self._grouped or first + len(groups) > 1
         masks = [mask] * len(groups) if mask is None or callable(mask) or not self._grouped else mask
         if not isinstance(masks, (list, tuple)) or len(masks) != len(groups):
@@ -495,9 +497,13 @@ class Optimizer:
 
     def sync_master(self) -> None:
         """Sets the float32 copies to the parameters, after these were changed by hand."""
-        for master, param in zip(self._tree.flatten(self.master, "master"), self._plan.params(), strict=True):
-            if master is not param:
-                master[...] = param
+        self._enter()
+        try:
+            for master, param in zip(self._tree.flatten(self.master, "master"), self._plan.params(), strict=True):
+                if master is not param:
+                    master[...] = param
+        finally:
+            self._lock.release()
 
     def _show(self) -> None:
         # From now on somebody else may change the metadata of the state, so the plan must look at it.
@@ -660,6 +666,7 @@ class Optimizer:
             self._lock.release()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._plan.params()  # As in `_add`.
         return {name: value for name, value in vars(self).items() if name not in ("_lock", "_plan", "_tree")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -77,7 +77,8 @@ def load(opt: Optimizer, saved: Mapping[str, Any], state: Any, params: Mapping[s
                     f"{where}[{name!r}] must be {numbers[owner][name]!r} as in all its group, got {value!r}"
                 )
         for name, old in here.items():
-            value = np.asarray(own[name])
+            # A file's arrays are new; others may be those of this optimiser, under any name.
+            value = np.array(own[name]) if params is None else np.asarray(own[name])
             if value.shape != old.shape or not _is_float(value.dtype):
                 raise ValueError(
                     f"{where}[{name!r}] must be an array of floats of shape {old.shape}, got {value.dtype} of shape "
@@ -94,14 +95,14 @@ def load(opt: Optimizer, saved: Mapping[str, Any], state: Any, params: Mapping[s
                     f"shape {value.shape}"
                 )
             copies.append((param, value))
-    for target, value in copies:
-        if np.may_share_memory(target, value):
-            raise ValueError("state_dict must not share memory with the optimiser's arrays; pass a copy")
     master, ema = replaced.pop("master", None), replaced.pop("ema", None)
-    opt._replan(groups, opt._decayed, replaced, master, ema, opt._grouped)
+    opt._replan(opt._groups, opt._decayed, replaced, master, ema, opt._grouped)
     # From here on nothing can fail.
     for target, value in copies:
         target[...] = value
+    # Into the groups that there are: somebody may hold them.
+    for group, new in zip(opt._groups, groups, strict=True):
+        group.take(new)
     opt._around = around
     opt._steps = [own["step"] for own in numbers]
     for part in opt._parts:

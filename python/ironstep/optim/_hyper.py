@@ -103,6 +103,11 @@ class ParamGroup(MutableMapping[str, Any]):
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"vectors": {}}
 
+    def take(self, other: ParamGroup) -> None:
+        """Takes over the values of a group of the same class and rule."""
+        self.values_by_name, self.maximize = other.values_by_name, other.maximize
+        self._callables, self.vectors = other._callables, {}
+
     def _checked(self, name: str, value: Any) -> Any:
         if name == "betas":
             if not isinstance(value, (tuple, list)) or len(value) != 2:
