@@ -24,6 +24,9 @@ pub const SMALL: usize = 2 * CHUNK;
 /// Calls with fewer elements than this take help only from threads that are awake: to wake one costs more than it gives.
 pub const WORTH_WAKING: usize = 16 * CHUNK;
 
+/// With fewer tasks for each, fewer threads are asked: each costs the caller a wake-up.
+const TASKS_EACH: usize = 4;
+
 /// The most threads that can be asked for.
 pub const MAX_THREADS: usize = 1024;
 
@@ -204,7 +207,7 @@ pub fn for_each(tasks: usize, threads: usize, wake: bool, body: impl Fn(usize) +
             }
         });
     };
-    let helpers = threads.min(tasks).saturating_sub(1);
+    let helpers = threads.min(tasks.div_ceil(TASKS_EACH)).saturating_sub(1);
     if helpers == 0 {
         return work();
     }
