@@ -48,6 +48,22 @@ def assert_all_same_bits(got: Iterable[Array], want: Iterable[Array], what: str 
         assert_same_bits(a, b, f"{what}[{i}]")
 
 
+def assert_same(got: Any, want: Any, where: str = "") -> None:
+    """Two nests are the same: arrays bit for bit, whatever their byte order, the rest by == and type."""
+    if isinstance(want, np.ndarray):
+        assert_same_bits(*(np.asarray(array, array.dtype.newbyteorder("=")) for array in (got, want)), where)
+    elif isinstance(want, dict):
+        assert got.keys() == want.keys(), where
+        for key in want:
+            assert_same(got[key], want[key], f"{where}[{key!r}]")
+    elif isinstance(want, (list, tuple)):
+        assert len(got) == len(want), where
+        for i, pair in enumerate(zip(got, want, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    else:
+        assert (type(got), got) == (type(want), want), where
+
+
 def awkward(rng: np.random.Generator, shape: Any, dtype: np.dtype[Any]) -> Array:
     """Normal numbers with some zeros of both signs, subnormal, tiny, large and non-finite ones among them."""
     x = rng.normal(size=shape)

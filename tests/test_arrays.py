@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cases import CASES, Case
-from helpers import assert_same_bits, compute
+from helpers import assert_same, compute
 from ironstep import functional, optim
 
 F32 = np.float32
@@ -29,23 +29,6 @@ BIG = (150, 2, 130)
 
 BY_NAME = {case.name: case for case in CASES}
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-def assert_same(got: Any, want: Any, where: str = "") -> None:
-    """Two nests are the same: arrays bit for bit, whatever their byte order, the rest by ==."""
-    if isinstance(want, np.ndarray):
-        native = [np.asarray(array, array.dtype.newbyteorder("=")) for array in (got, want)]
-        assert_same_bits(*native, where)
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys(), where
-        for key in want:
-            assert_same(got[key], want[key], f"{where}[{key!r}]")
-    elif isinstance(want, (list, tuple)):
-        assert len(got) == len(want), where
-        for i, pair in enumerate(zip(got, want, strict=True)):
-            assert_same(*pair, f"{where}[{i}]")
-    else:
-        assert got == want, where
 
 
 @cache

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cases import CASES, Case
-from helpers import BF16, assert_same_bits
+from helpers import BF16, assert_same
 from ironstep import functional, optim
 from ironstep.optim import Optimizer
 
@@ -80,22 +80,6 @@ def zeros(tree: Any) -> Any:
     other = copy.deepcopy(tree)
     other[...] = 0
     return other
-
-
-def assert_same(got: Any, want: Any, where: str = "") -> None:
-    """Two nests are the same: arrays bit for bit, whatever their byte order, the rest by == and type."""
-    if isinstance(want, np.ndarray):
-        assert_same_bits(*(np.asarray(array, array.dtype.newbyteorder("=")) for array in (got, want)), where)
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys(), where
-        for key in want:
-            assert_same(got[key], want[key], f"{where}[{key!r}]")
-    elif isinstance(want, (list, tuple)):
-        assert len(got) == len(want), where
-        for i, pair in enumerate(zip(got, want, strict=True)):
-            assert_same(*pair, f"{where}[{i}]")
-    else:
-        assert (type(got), got) == (type(want), want), where
 
 
 def everything(opt: Optimizer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 //! Adam, AdamW (decoupled decay) and AMSGrad.
 
-use super::{Decay, Rule, hyper};
+use super::{Decay, Moments, Rule, hyper};
 use crate::float::Real;
 
 hyper! {
@@ -34,10 +34,7 @@ hyper! {
 #[derive(Clone, Copy, Debug)]
 pub struct Adam<T> {
     decay: Decay<T>,
-    beta1: T,
-    rest1: T,
-    beta2: T,
-    rest2: T,
+    moments: Moments<T>,
     /// lr / c1, times sqrt(c2) with eps hat.
     step_size: T,
     /// 1 / sqrt(c2), or 1 with eps hat.
@@ -46,11 +43,6 @@ pub struct Adam<T> {
 }
 
 impl<T: Real> Adam<T> {
-    #[inline(always)]
-    fn moments(&self, g: T, m: T, v: T) -> (T, T) {
-        (self.beta1 * m + self.rest1 * g, self.beta2 * v + self.rest2 * (g * g))
-    }
-
     #[inline(always)]
     fn descend(&self, p: T, m: T, v: T) -> T {
         p - self.step_size * (m / (v.sqrt() * self.correction + self.eps))
@@ -68,10 +60,7 @@ impl<T: Real> Rule<T, 2> for Adam<T> {
         let hat = h.eps_hat != 0.0;
         Adam {
             decay: Decay::new(h.lr, h.weight_decay, h.decoupled_weight_decay),
-            beta1: T::from_f64(h.beta1),
-            rest1: T::from_f64(1.0 - h.beta1),
-            beta2: T::from_f64(h.beta2),
-            rest2: T::from_f64(1.0 - h.beta2),
+            moments: Moments::new(h.beta1, h.beta2),
             step_size: T::from_f64(if hat { h.lr * root2 / c1 } else { h.lr / c1 }),
             correction: T::from_f64(if hat { 1.0 } else { 1.0 / root2 }),
             eps: T::from_f64(h.eps),
@@ -81,7 +70,7 @@ impl<T: Real> Rule<T, 2> for Adam<T> {
     #[inline(always)]
     fn update(&self, p: T, g: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
         let (p, g) = self.decay.apply(p, g);
-        let (m, v) = self.moments(g, m, v);
+        let [m, v] = self.moments.apply(g, [m, v]);
         (self.descend(p, m, v), [m, v])
     }
 }
@@ -112,7 +101,7 @@ impl<T: Real> Rule<T, 3> for AmsGrad<T> {
     #[inline(always)]
     fn update(&self, p: T, g: T, [m, v, top]: [T; 3]) -> (T, [T; 3]) {
         let (p, g) = self.adam.decay.apply(p, g);
-        let (m, v) = self.adam.moments(g, m, v);
+        let [m, v] = self.adam.moments.apply(g, [m, v]);
         let top = top.maximum(v * self.before);
         (self.adam.descend(p, m, top), [m, v, top])
     }

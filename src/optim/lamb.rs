@@ -1,6 +1,6 @@
 //! LAMB.
 
-use super::{Decay, Passes, Rule, hyper};
+use super::{Decay, Moments, Passes, Rule, hyper};
 use crate::float::Real;
 
 hyper! {
@@ -40,10 +40,7 @@ hyper! {
 #[derive(Clone, Copy, Debug)]
 pub struct Lamb<T> {
     decay: Decay<T>,
-    beta1: T,
-    rest1: T,
-    beta2: T,
-    rest2: T,
+    moments: Moments<T>,
     correction1: T,
     correction2: T,
     eps: T,
@@ -72,10 +69,7 @@ impl<T: Real> Rule<T, 2> for Lamb<T> {
         let in_ratio = h.weight_decay_in_ratio != 0.0;
         Lamb {
             decay: Decay::new(h.lr, if in_ratio { 0.0 } else { h.weight_decay }, h.decoupled_weight_decay),
-            beta1: T::from_f64(h.beta1),
-            rest1: T::from_f64(1.0 - h.beta1),
-            beta2: T::from_f64(h.beta2),
-            rest2: T::from_f64(1.0 - h.beta2),
+            moments: Moments::new(h.beta1, h.beta2),
             correction1: T::from_f64(1.0 / correct(h.beta1)),
             correction2: T::from_f64(1.0 / correct(h.beta2).sqrt()),
             eps: T::from_f64(h.eps),
@@ -89,8 +83,7 @@ impl<T: Real> Rule<T, 2> for Lamb<T> {
     #[inline(always)]
     fn measure(&self, p: T, g: T, [m, v]: [T; 2]) -> ([T; 2], [T; 2]) {
         let (shrunk, g) = self.decay.apply(p, g);
-        let m = self.beta1 * m + self.rest1 * g;
-        let v = self.beta2 * v + self.rest2 * (g * g);
+        let [m, v] = self.moments.apply(g, [m, v]);
         ([shrunk, self.direction(p, m, v)], [m, v])
     }
 

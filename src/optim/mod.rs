@@ -142,6 +142,33 @@ impl<T: Real> Decay<T> {
     }
 }
 
+/// The two moments of Adam and its kin: `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) (g g)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Moments<T> {
+    beta1: T,
+    rest1: T,
+    beta2: T,
+    rest2: T,
+}
+
+impl<T: Real> Moments<T> {
+    /// The scalars.
+    pub fn new(beta1: f64, beta2: f64) -> Moments<T> {
+        Moments {
+            beta1: T::from_f64(beta1),
+            rest1: T::from_f64(1.0 - beta1),
+            beta2: T::from_f64(beta2),
+            rest2: T::from_f64(1.0 - beta2),
+        }
+    }
+
+    /// The new moments.
+    #[inline(always)]
+    pub fn apply(&self, g: T, [m, v]: [T; 2]) -> [T; 2] {
+        [self.beta1 * m + self.rest1 * g, self.beta2 * v + self.rest2 * (g * g)]
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // What a call is
 // ---------------------------------------------------------------------------------------------------------------------

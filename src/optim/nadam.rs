@@ -1,6 +1,6 @@
 //! NAdam.
 
-use super::{Decay, Rule, hyper};
+use super::{Decay, Moments, Rule, hyper};
 use crate::float::Real;
 
 hyper! {
@@ -30,10 +30,7 @@ hyper! {
 #[derive(Clone, Copy, Debug)]
 pub struct NAdam<T> {
     decay: Decay<T>,
-    beta1: T,
-    rest1: T,
-    beta2: T,
-    rest2: T,
+    moments: Moments<T>,
     of_gradient: T,
     of_moment: T,
     correction: T,
@@ -55,10 +52,7 @@ impl<T: Real> Rule<T, 2> for NAdam<T> {
         let c2 = 1.0 - libm::pow(h.beta2, t);
         NAdam {
             decay: Decay::new(h.lr, h.weight_decay, h.decoupled_weight_decay),
-            beta1: T::from_f64(h.beta1),
-            rest1: T::from_f64(1.0 - h.beta1),
-            beta2: T::from_f64(h.beta2),
-            rest2: T::from_f64(1.0 - h.beta2),
+            moments: Moments::new(h.beta1, h.beta2),
             of_gradient: T::from_f64(h.lr * (1.0 - mu_now) / (1.0 - mu_product)),
             of_moment: T::from_f64(h.lr * mu_next / (1.0 - mu_product * mu_next)),
             correction: T::from_f64(1.0 / c2.sqrt()),
@@ -69,8 +63,7 @@ impl<T: Real> Rule<T, 2> for NAdam<T> {
     #[inline(always)]
     fn update(&self, p: T, g: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
         let (p, g) = self.decay.apply(p, g);
-        let m = self.beta1 * m + self.rest1 * g;
-        let v = self.beta2 * v + self.rest2 * (g * g);
+        let [m, v] = self.moments.apply(g, [m, v]);
         (p - (self.of_gradient * g + self.of_moment * m) / (v.sqrt() * self.correction + self.eps), [m, v])
     }
 }

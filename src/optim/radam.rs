@@ -1,6 +1,6 @@
 //! RAdam.
 
-use super::{Decay, Rule, hyper};
+use super::{Decay, Moments, Rule, hyper};
 use crate::float::Real;
 
 hyper! {
@@ -28,10 +28,7 @@ hyper! {
 #[derive(Clone, Copy, Debug)]
 pub struct RAdam<T> {
     decay: Decay<T>,
-    beta1: T,
-    rest1: T,
-    beta2: T,
-    rest2: T,
+    moments: Moments<T>,
     eps: T,
     step_size: T,
     rectified: bool,
@@ -57,10 +54,7 @@ impl<T: Real> Rule<T, 2> for RAdam<T> {
         };
         RAdam {
             decay: Decay::new(h.lr, h.weight_decay, h.decoupled_weight_decay),
-            beta1: T::from_f64(h.beta1),
-            rest1: T::from_f64(1.0 - h.beta1),
-            beta2: T::from_f64(h.beta2),
-            rest2: T::from_f64(1.0 - h.beta2),
+            moments: Moments::new(h.beta1, h.beta2),
             eps: T::from_f64(h.eps),
             step_size: T::from_f64(h.lr / c1 * rectification),
             rectified,
@@ -70,8 +64,7 @@ impl<T: Real> Rule<T, 2> for RAdam<T> {
     #[inline(always)]
     fn update(&self, p: T, g: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
         let (p, g) = self.decay.apply(p, g);
-        let m = self.beta1 * m + self.rest1 * g;
-        let v = self.beta2 * v + self.rest2 * (g * g);
+        let [m, v] = self.moments.apply(g, [m, v]);
         let d = if self.rectified { m / (v.sqrt() + self.eps) } else { m };
         (p - self.step_size * d, [m, v])
     }
