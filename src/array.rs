@@ -3,6 +3,8 @@
 //! The kernels work on plain slices of the type that is computed in. An operand that is not stored so (another dtype, a
 //! stride, a foreign byte order, an odd address) is copied to a [`TILE`], which stays in the L1 cache, and back.
 
+use std::marker::PhantomData;
+
 use crate::float::{Bf16, Bits, DType, Element, F16, Real};
 use crate::simd::{Isa, Kernel, dispatch};
 
@@ -77,6 +79,52 @@ impl View {
             }
             done += n;
         });
+    }
+}
+
+/// A slice that several threads write, each its own elements.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: an address and a number; the `unsafe` functions require that no two threads use the same element.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: likewise.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    /// Of a slice.
+    pub fn new(slice: &'a mut [T]) -> Shared<'a, T> {
+        Shared { ptr: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// Elements `start .. start + len`.
+    ///
+    /// # Safety
+    /// Nobody else uses them while the result lives.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "that is its purpose")]
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.len, "a part of the slice");
+        // SAFETY: within the slice that this was made of, and nobody else uses it.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+
+    /// Element `i`.
+    ///
+    /// # Safety
+    /// As for [`Shared::slice`].
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "that is its purpose")]
+    pub unsafe fn at(&self, i: usize) -> &mut T {
+        // SAFETY: passed on.
+        unsafe { &mut self.slice(i, 1)[0] }
     }
 }
 

@@ -35,6 +35,9 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// |x|
     fn abs(self) -> Self;
+    /// `2^h` and `2^(k - h)` with `h = k / 2`, where `shifted = shift + k` and the last bit of `shift` is worth 1 (see
+    /// [`crate::math::exp`]). Both are normal numbers for `|k|` up to twice the largest exponent.
+    fn halves_of_power_of_two(shifted: Self, shift: Self) -> [Self; 2];
     /// The larger of the two, NaN if either is (`numpy.maximum`).
     #[inline(always)]
     fn maximum(self, other: Self) -> Self {
@@ -97,7 +100,7 @@ macro_rules! bits {
 bits!(u16, u32, u64);
 
 macro_rules! real {
-    ($t:ty, $bits:ty) => {
+    ($t:ty, $bits:ty, $int:ty) => {
         impl Element for $t {
             type Acc = $t;
             type Bits = $bits;
@@ -137,11 +140,22 @@ macro_rules! real {
             fn abs(self) -> $t {
                 <$t>::abs(self)
             }
+            #[inline(always)]
+            fn halves_of_power_of_two(shifted: $t, shift: $t) -> [$t; 2] {
+                const BIAS: $int = <$t>::MAX_EXP as $int - 1;
+                let k = (<$t>::to_bits(shifted) as $int).wrapping_sub(<$t>::to_bits(shift) as $int);
+                let power = |k: $int| <$t>::from_bits(((k + BIAS) as $bits) << (<$t>::MANTISSA_DIGITS - 1));
+                // Of NaN `k` is any number; the masks keep the sums from overflowing.
+                let half = (k >> 1) & 0xffff;
+                let half = (half << (<$int>::BITS - 16)) >> (<$int>::BITS - 16);
+                let rest = (k.wrapping_sub(half) << (<$int>::BITS - 16)) >> (<$int>::BITS - 16);
+                [power(half), power(rest)]
+            }
         }
     };
 }
-real!(f32, u32);
-real!(f64, u64);
+real!(f32, u32, i32);
+real!(f64, u64, i64);
 
 /// IEEE 754 binary16, as stored (`numpy.float16`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,10 +4,16 @@
 //! arrays ([`optim`]), in one call, on all cores, with the instruction set chosen at run time ([`simd`]), and with results
 //! that depend neither on it nor on the number of threads ([`parallel`], [`reduce`]).
 
+pub mod activation;
 pub mod array;
+pub mod dropout;
 pub mod float;
+pub mod loss;
+pub mod math;
+pub mod norm;
 pub mod optim;
 pub mod parallel;
+pub mod philox;
 pub mod reduce;
 mod scheduling;
 pub mod simd;

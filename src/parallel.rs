@@ -220,6 +220,12 @@ pub fn for_each(tasks: usize, threads: usize, wake: bool, body: impl Fn(usize) +
     with_helpers(pool, helpers, &work);
 }
 
+/// [`for_each`] for a call over so many elements: small ones stay on this thread, large ones may wake helpers.
+pub fn share(elements: usize, tasks: usize, body: impl Fn(usize) + Sync) {
+    let threads = if elements < SMALL { 1 } else { num_threads() };
+    for_each(tasks, threads, elements >= WORTH_WAKING, body);
+}
+
 /// A reference whose lifetime the gate guards.
 #[derive(Clone, Copy)]
 struct Work(*const (dyn Fn() + Sync));

@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// An instruction set that this process may use. Values come from [`Isa::detect`], [`Isa::available`] or [`Isa::named`]
 /// alone, which is what makes [`dispatch`] sound.
@@ -24,6 +25,9 @@ enum Level {
     Avx512,
 }
 
+/// 0, or 1 more than the index in [`Isa::available`].
+static SELECTED: AtomicUsize = AtomicUsize::new(0);
+
 impl Isa {
     /// What every CPU of the target has: SSE2 on `x86_64`, NEON on aarch64.
     pub const BASELINE: Isa = Isa(Level::Baseline);
@@ -32,6 +36,20 @@ impl Isa {
     pub fn detect() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| *Isa::available().last().unwrap_or(&Isa::BASELINE))
+    }
+
+    /// The one that calls use which are not told: what [`Isa::select`] said, else the best.
+    pub fn current() -> Isa {
+        match SELECTED.load(Ordering::Relaxed) {
+            0 => Isa::detect(),
+            n => Isa::available()[n - 1],
+        }
+    }
+
+    /// Sets what [`Isa::current`] gives, for this process; `None` for the best. For tests.
+    pub fn select(isa: Option<Isa>) {
+        let index = isa.and_then(|isa| Isa::available().iter().position(|&other| other == isa));
+        SELECTED.store(index.map_or(0, |i| i + 1), Ordering::Relaxed);
     }
 
     /// All that this CPU has, worst first.

@@ -1,6 +1,7 @@
 """The half of training that is not matrix multiplication, at memory speed, in place on NumPy arrays.
 
-`ironstep.optim` has the optimisers, `ironstep.functional` the same steps as functions without state.
+`ironstep.optim` has the optimisers; `ironstep.functional` has the same steps, normalisation, dropout and losses as
+functions without state; `ironstep.nn` has layers.
 
 Example:
     >>> import numpy as np
@@ -21,17 +22,18 @@ from . import optim
 from ._core import __version__, get_num_threads, set_num_threads
 
 if _TYPE_CHECKING:
-    from . import functional
+    from . import functional, nn
 
-__all__ = ["__version__", "functional", "get_num_threads", "optim", "set_num_threads"]
+__all__ = ["__version__", "functional", "get_num_threads", "nn", "optim", "set_num_threads"]
 
 
 def __getattr__(name: str) -> _Any:
-    # Loaded when it is first used: it looks into the signatures of all classes, which takes longer than all the rest.
-    if name == "functional":
+    # Loaded when they are first used: the former looks into the signatures of all classes, which takes longer than all
+    # the rest, and the latter needs it.
+    if name in ("functional", "nn"):
         from importlib import import_module
 
-        return import_module("ironstep.functional")
+        return import_module(f"ironstep.{name}")
     raise AttributeError(f"module 'ironstep' has no attribute {name!r}")
 
 

@@ -12,14 +12,31 @@ __all__ = [
     "Tree",
     "Values",
     "__version__",
+    "check_output",
+    "cross_entropy",
+    "dropout_draw",
+    "dropout_mask",
+    "gelu",
     "get_num_threads",
     "instruction_sets",
     "load_safetensors",
+    "norm_channels",
+    "norm_channels_backward",
+    "norm_rows",
+    "norm_rows_backward",
+    "philox",
+    "pointwise_loss",
     "pow",
     "rules",
     "save_safetensors",
     "set_num_threads",
+    "sum_of_squares",
+    "tree_sum",
+    "use_instruction_set",
 ]
+
+_Array = NDArray[Any]
+_ChannelShape = tuple[Sequence[int], bool, int]
 
 def get_num_threads() -> int: ...
 def set_num_threads(n: int, /) -> None: ...
@@ -30,6 +47,101 @@ def save_safetensors(
     path: str | PathLike[str], arrays: Sequence[tuple[str, NDArray[Any]]], metadata: str, /
 ) -> None: ...
 def load_safetensors(path: str | PathLike[str], /) -> tuple[list[tuple[str, str, NDArray[Any]]], str | None]: ...
+def check_output(array: Any, name: str, /) -> None: ...
+def norm_rows(
+    x: _Array,
+    residual: _Array | None,
+    hidden: _Array | None,
+    y: _Array,
+    shape: Sequence[int],
+    weight: _Array | None,
+    bias: _Array | None,
+    offset: float,
+    eps: float,
+    center: bool,
+    /,
+) -> tuple[Any, _Array]: ...
+def norm_rows_backward(
+    x: _Array,
+    dy: _Array,
+    dh: _Array | None,
+    dx: _Array,
+    shape: Sequence[int],
+    weight: _Array | None,
+    offset: float,
+    mean: _Array | None,
+    rstd: _Array,
+    dweight: _Array | None,
+    dbias: _Array | None,
+    /,
+) -> None: ...
+def norm_channels(
+    x: _Array,
+    y: _Array | None,
+    shape: _ChannelShape,
+    weight: _Array | None,
+    bias: _Array | None,
+    eps: float,
+    given: tuple[_Array, _Array] | None,
+    /,
+) -> Any: ...
+def norm_channels_backward(
+    x: _Array,
+    dy: _Array,
+    dx: _Array | None,
+    shape: _ChannelShape,
+    weight: _Array | None,
+    mean: _Array,
+    rstd: _Array,
+    constant: bool,
+    shared: tuple[_Array, _Array, float] | None,
+    dweight: _Array | None,
+    dbias: _Array | None,
+    /,
+) -> tuple[_Array, _Array]: ...
+def dropout_draw(
+    x: _Array,
+    y: _Array,
+    p: float,
+    seed: int,
+    stream: int,
+    offset: int,
+    units: tuple[int, int, int] | None,
+    /,
+) -> None: ...
+def dropout_mask(x: _Array, y: _Array, p: float, mask: _Array, /) -> None: ...
+def cross_entropy(
+    x: _Array,
+    shape: Sequence[int],
+    classes: _Array | None,
+    probabilities: _Array | None,
+    weight: _Array | None,
+    ignore_index: int,
+    on: float,
+    off: float,
+    scale: _Array,
+    dx: _Array | None,
+    /,
+) -> _Array: ...
+def pointwise_loss(
+    kind: str,
+    x: _Array,
+    target: _Array,
+    weight: _Array | None,
+    pos_weight: _Array | None,
+    upstream: _Array | None,
+    scale: float,
+    on: float,
+    off: float,
+    losses: _Array | None,
+    dx: _Array | None,
+    /,
+) -> float: ...
+def sum_of_squares(x: _Array, /) -> float: ...
+def tree_sum(numbers: _Array, /) -> float: ...
+def gelu(x: _Array, dy: _Array | None, y: _Array, tanh: bool, /) -> None: ...
+def philox(counter: Sequence[int], key: Sequence[int], rounds: int = ...) -> list[int]: ...
+def use_instruction_set(name: str | None, /) -> None: ...
 
 @final
 class Tree:

@@ -2,6 +2,8 @@
 
 mod array;
 mod checkpoint;
+mod dense;
+mod layers;
 mod overlap;
 mod plan;
 mod tree;
@@ -17,6 +19,11 @@ mod _core {
 
     #[pymodule_export]
     use super::checkpoint::{load_safetensors, save_safetensors};
+    #[pymodule_export]
+    use super::layers::{
+        check_output, cross_entropy, dropout_draw, dropout_mask, gelu, norm_channels, norm_channels_backward,
+        norm_rows, norm_rows_backward, philox_block, pointwise_loss, sum_of_squares, tree_sum, use_instruction_set,
+    };
     #[pymodule_export]
     use super::plan::{Plan, Values};
     #[pymodule_export]

@@ -47,10 +47,10 @@ LIMITS: dict[str, Limit] = {
 """Of the hyperparameters that most optimisers have; a class adds its own in `_limits`."""
 
 
-def number(name: str, value: Any, limit: Limit) -> float:
-    """The value as a float, or the error that names the argument."""
+def number(name: str, value: Any, limit: Limit, otherwise: str = ", or a callable of the step") -> float:
+    """The value as a float, or the error that names the argument; `otherwise`: what else it might be."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number {limit.text}, or a callable of the step, got {value!r}")
+        raise TypeError(f"{name} must be a number {limit.text}{otherwise}, got {value!r}")
     try:
         x = float(value)
     except OverflowError:

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core
-from .optim import Optimizer, ParamGroup, StepResult, _optimizers
-from .optim._base import FINITE, Around, decayed_leaves, nonfinite_error
-from .optim._hyper import RULES, number
+from .. import _core
+from ..optim import Optimizer, ParamGroup, StepResult, _optimizers
+from ..optim._base import FINITE, Around, decayed_leaves, nonfinite_error
+from ..optim._hyper import RULES, number
 
 AROUND: dict[str, Any] = {
     "weight_decay_mask": None,

@@ -1,0 +1,929 @@
+//! Batch, group and instance normalisation: sets made of channels.
+//!
+//! The array is seen as `n` samples of `c` channels of `s` places, and is stored channels first (`n, c, s`) or channels last
+//! (`n, s, c`). A set is one channel of all samples (batch; Ioffe & Szegedy 2015, arXiv 1502.03167), or some channels of one
+//! sample (group; Wu & He 2018, arXiv 1803.08494), or one (instance; Ulyanov et al. 2016, arXiv 1607.08022). The order of
+//! all sums is that of the samples, channels and places, so the two ways to store give the same bits.
+//!
+//! Channels first, a block is a piece of a plane and goes through the loops of [`super`]. Channels last, the same blocks of
+//! many channels lie side by side, and the loops here keep 16 lanes for each of a strip of channels.
+
+use std::array;
+
+pub use super::Moments;
+use super::{BLOCK, Center, halve, in_range, map, merged, moments, rstd, totals, tree, tree_of_pairs, zip};
+use crate::array::Shared;
+use crate::float::{Element, Real};
+use crate::parallel;
+use crate::reduce::LANES;
+use crate::simd::{Isa, Kernel, dispatch};
+
+/// What is normalised together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sets {
+    /// Each channel over all samples.
+    Batch,
+    /// In each sample, this many groups of neighbouring channels.
+    Groups(usize),
+}
+
+/// The shape of the array, how it is stored, and what is normalised together.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Samples.
+    pub n: usize,
+    /// Channels.
+    pub c: usize,
+    /// Places.
+    pub s: usize,
+    /// Stored channels last.
+    pub last: bool,
+    /// The sets.
+    pub sets: Sets,
+}
+
+/// A block: places `s0 .. s0 + places` of the samples `n0 .. n0 + samples`. With several samples, all places.
+#[derive(Clone, Copy)]
+struct Block {
+    n0: usize,
+    samples: usize,
+    s0: usize,
+    places: usize,
+}
+
+impl Shape {
+    /// Elements in all.
+    pub fn len(&self) -> usize {
+        self.n * self.c * self.s
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number of sets.
+    pub fn count(&self) -> usize {
+        match self.sets {
+            Sets::Batch => self.c,
+            Sets::Groups(groups) => self.n * groups,
+        }
+    }
+
+    /// Elements in a set.
+    pub fn set_len(&self) -> usize {
+        match self.sets {
+            Sets::Batch => self.n * self.s,
+            Sets::Groups(groups) => self.c / groups * self.s,
+        }
+    }
+
+    /// Samples whose planes make one block together: small planes of a batch.
+    fn joined(&self) -> usize {
+        if self.sets == Sets::Batch { (BLOCK / self.s).max(1) } else { 1 }
+    }
+
+    /// Blocks of a plane.
+    fn parts(&self) -> usize {
+        self.s.div_ceil(BLOCK)
+    }
+
+    /// Blocks of a channel over all samples.
+    fn blocks(&self) -> usize {
+        self.n.div_ceil(self.joined()) * self.parts()
+    }
+
+    fn block(&self, b: usize) -> Block {
+        let (joined, parts) = (self.joined(), self.parts());
+        let (n0, s0) = (b / parts * joined, b % parts * BLOCK);
+        Block { n0, samples: joined.min(self.n - n0), s0, places: BLOCK.min(self.s - s0) }
+    }
+
+    /// Where the partial sums of block `b` of channel `c` are kept: those of a set lie together, in order.
+    fn slot(&self, b: usize, c: usize) -> usize {
+        match self.sets {
+            Sets::Batch => c * self.blocks() + b,
+            Sets::Groups(_) => (b / self.parts() * self.c + c) * self.parts() + b % self.parts(),
+        }
+    }
+
+    /// Partial sums of a set.
+    fn partials(&self) -> usize {
+        match self.sets {
+            Sets::Batch => self.blocks(),
+            Sets::Groups(groups) => self.c / groups * self.parts(),
+        }
+    }
+
+    /// The set of channel `c` of sample `n`.
+    fn set(&self, n: usize, c: usize) -> usize {
+        match self.sets {
+            Sets::Batch => c,
+            Sets::Groups(groups) => n * groups + c / (self.c / groups),
+        }
+    }
+
+    /// The number of coefficients: one for each channel, or for each channel of each sample.
+    fn coefficients(&self) -> usize {
+        if self.sets == Sets::Batch { self.c } else { self.n * self.c }
+    }
+
+    /// The coefficient of channel `c` of sample `n`.
+    fn coefficient(&self, n: usize, c: usize) -> usize {
+        if self.sets == Sets::Batch { c } else { n * self.c + c }
+    }
+
+    /// The channels and the sample (0 for a batch) of a set.
+    fn channels(&self, set: usize) -> (usize, std::ops::Range<usize>) {
+        match self.sets {
+            Sets::Batch => (0, set..set + 1),
+            Sets::Groups(groups) => {
+                let size = self.c / groups;
+                (set / groups, set % groups * size..(set % groups + 1) * size)
+            }
+        }
+    }
+
+    /// The runs of elements that follow each other in block `b` of channel `c`, stored channels first.
+    fn planes(&self, b: usize, c: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (shape, block) = (*self, self.block(b));
+        (0..block.samples).map(move |k| (((block.n0 + k) * shape.c + c) * shape.s + block.s0, block.places))
+    }
+
+    /// The rows of block `b`, stored channels last.
+    fn rows(&self, b: usize) -> std::ops::Range<usize> {
+        let block = self.block(b);
+        let first = block.n0 * self.s + block.s0;
+        first..first + block.samples * block.places
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The order of the work
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// Two sweeps over an array with something between them that needs the first sweep over a whole set.
+trait Sweep: Sync {
+    /// The sums of block `b` of the channels.
+    fn measure(&self, b: usize, channels: std::ops::Range<usize>);
+    /// What follows from the sums of a set.
+    fn finish(&self, set: usize);
+    /// The second sweep.
+    fn apply(&self, b: usize, channels: std::ops::Range<usize>);
+}
+
+/// Runs the sweeps, set by set while it is in cache if there are enough sets, else one sweep after the other. The results
+/// do not depend on which.
+fn run(shape: &Shape, sweep: &impl Sweep, measure: bool, apply: bool) {
+    if shape.is_empty() {
+        return;
+    }
+    let blocks = shape.blocks();
+    let elements = shape.len();
+    let all = 0..shape.c;
+    // What can be done by itself: the blocks and channels of some sets.
+    let units: usize = match (shape.sets, shape.last) {
+        (Sets::Batch, true) => 1,
+        (Sets::Groups(_), true) => shape.n,
+        (_, false) => shape.count(),
+    };
+    let unit = |u: usize| -> (std::ops::Range<usize>, std::ops::Range<usize>, std::ops::Range<usize>) {
+        let parts = shape.parts();
+        match (shape.sets, shape.last) {
+            (Sets::Batch, true) => (0..blocks, all.clone(), all.clone()),
+            (Sets::Batch, false) => (0..blocks, u..u + 1, u..u + 1),
+            (Sets::Groups(groups), true) => (u * parts..(u + 1) * parts, all.clone(), u * groups..(u + 1) * groups),
+            (Sets::Groups(_), false) => {
+                let (n, channels) = shape.channels(u);
+                (n * parts..(n + 1) * parts, channels, u..u + 1)
+            }
+        }
+    };
+    if measure && apply && units >= 2 * parallel::num_threads() {
+        return parallel::share(elements, units, |u| {
+            let (blocks, channels, sets) = unit(u);
+            blocks.clone().for_each(|b| sweep.measure(b, channels.clone()));
+            sets.for_each(|set| sweep.finish(set));
+            // The end is still in cache.
+            blocks.rev().for_each(|b| sweep.apply(b, channels.clone()));
+        });
+    }
+    // Channels first, a task is one block of one channel (or of a few, if blocks are small).
+    let per_task =
+        if shape.last { shape.c } else { (4 * BLOCK / (shape.joined() * shape.s).clamp(1, BLOCK)).min(shape.c) };
+    let strips = shape.c.div_ceil(per_task);
+    let piece = |t: usize| (t / strips, t % strips * per_task..shape.c.min((t % strips + 1) * per_task));
+    if measure {
+        parallel::share(elements, blocks * strips, |t| {
+            let (b, channels) = piece(t);
+            sweep.measure(b, channels);
+        });
+        parallel::share(elements, shape.count(), |set| sweep.finish(set));
+    }
+    if apply {
+        parallel::share(elements, blocks * strips, |t| {
+            let (b, channels) = piece(t);
+            sweep.apply(b, channels);
+        });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sums over a block, channels last
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// Channels that are summed side by side.
+const STRIP: usize = 32;
+/// And for what is left of them.
+const NARROW: usize = 8;
+
+/// For each of `W` columns, `K` sums of `f(element, column)` over `rows` rows that are `pitch` apart: the lanes and
+/// additions of [`totals`].
+///
+/// # Safety
+/// `offset(row) + column` is what `f` may be called with.
+#[inline(always)]
+fn column_totals<T: Real, const W: usize, const K: usize>(
+    rows: usize,
+    pitch: usize,
+    f: impl Fn(usize, usize) -> [T; K],
+) -> [[f64; W]; K] {
+    let mut lanes = [[[T::ZERO; W]; LANES]; K];
+    for row in 0..rows {
+        for j in 0..W {
+            let terms = f(row * pitch + j, j);
+            for k in 0..K {
+                lanes[k][row % LANES][j] = lanes[k][row % LANES][j] + terms[k];
+            }
+        }
+    }
+    let mut sums = [[0.0; W]; K];
+    for k in 0..K {
+        for j in 0..W {
+            sums[k][j] = halve(array::from_fn(|l| lanes[k][l][j])).to_f64();
+        }
+    }
+    sums
+}
+
+/// Copies a column to `out`.
+///
+/// # Safety
+/// As many elements as `out` has can be read at `x`, `pitch` apart.
+#[inline(always)]
+unsafe fn column<E: Element>(x: *const E, pitch: usize, out: &mut [E::Acc]) {
+    for (row, out) in out.iter_mut().enumerate() {
+        // SAFETY: as required.
+        *out = unsafe { (*x.add(row * pitch)).widen() };
+    }
+}
+
+/// The moments of `W` columns of a block.
+///
+/// # Safety
+/// `W` elements can be read at each of `rows` rows.
+#[inline(always)]
+unsafe fn column_moments<E: Element, const W: usize>(
+    x: *const E,
+    rows: usize,
+    pitch: usize,
+    mut put: impl FnMut(usize, Moments),
+) {
+    // SAFETY: as required.
+    let at = |i| unsafe { (*x.add(i)).widen() };
+    let [sums] = column_totals::<E::Acc, W, 1>(rows, pitch, |i, _| [at(i)]);
+    let mut centers = [E::Acc::ZERO; W];
+    for j in 0..W {
+        centers[j] = E::Acc::from_f64(sums[j] / rows as f64);
+    }
+    let [s1, s2] = column_totals::<E::Acc, W, 2>(rows, pitch, |i, j| {
+        let d = at(i) - centers[j];
+        [d, d * d]
+    });
+    for j in 0..W {
+        if size_of::<E::Acc>() == 8 || in_range(s2[j]) {
+            put(j, Moments::around(centers[j].to_f64(), rows, [s1[j], s2[j]]));
+        } else {
+            // SAFETY: a column of the rows.
+            unsafe { one_column_moments(x.add(j), rows, pitch, |moments| put(j, moments)) };
+        }
+    }
+}
+
+/// The moments of one column of a block.
+///
+/// # Safety
+/// An element can be read at each of `rows` rows, of which there are at most [`BLOCK`].
+#[inline(always)]
+unsafe fn one_column_moments<E: Element>(x: *const E, rows: usize, pitch: usize, put: impl FnOnce(Moments)) {
+    let mut copy = [E::Acc::ZERO; BLOCK];
+    // SAFETY: as required.
+    unsafe {
+        column(x, pitch, &mut copy[..rows]);
+        put(moments::<E::Acc>(copy.as_ptr(), rows));
+    }
+}
+
+/// `sum(dy)` and `sum(dy xh)` of `W` columns of a block, with a center for each.
+///
+/// # Safety
+/// `W` elements can be read at each of `rows` rows of both arrays.
+#[inline(always)]
+unsafe fn column_sums<E: Element, const W: usize>(
+    (x, dy): (*const E, *const E),
+    rows: usize,
+    pitch: usize,
+    centers: &[Center<E::Acc>],
+) -> [[f64; W]; 2] {
+    let (mut hi, mut lo, mut rstd) = ([E::Acc::ZERO; W], [E::Acc::ZERO; W], [E::Acc::ZERO; W]);
+    for (j, center) in centers[..W].iter().enumerate() {
+        [hi[j], lo[j], rstd[j]] = [center.hi, center.lo, center.rstd];
+    }
+    column_totals::<E::Acc, W, 2>(rows, pitch, |i, j| {
+        // SAFETY: as required.
+        let (x, dy) = unsafe { ((*x.add(i)).widen(), (*dy.add(i)).widen()) };
+        [dy, dy * (((x - hi[j]) - lo[j]) * rstd[j])]
+    })
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Forward
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// `y = ((x - hi) - lo) * a + b`
+#[derive(Clone, Copy, Debug, Default)]
+struct Affine<T> {
+    hi: T,
+    lo: T,
+    a: T,
+    b: T,
+}
+
+impl<T: Real> Affine<T> {
+    fn new(mean: f64, rstd: f64, weight: T, bias: T) -> Affine<T> {
+        let Center { hi, lo, .. } = Center::<T>::new(mean, rstd);
+        Affine { hi, lo, a: T::from_f64(rstd * weight.to_f64()), b: bias }
+    }
+
+    #[inline(always)]
+    fn apply(&self, x: T) -> T {
+        ((x - self.hi) - self.lo) * self.a + self.b
+    }
+}
+
+/// Structures of one element type as columns of numbers, which is how the loop over a row of channels reads them.
+fn columns<T: Real, S, const K: usize>(all: &[S], fields: impl Fn(&S) -> [T; K]) -> [Vec<T>; K] {
+    let mut columns = array::from_fn(|_| Vec::with_capacity(all.len()));
+    for one in all {
+        for (column, value) in columns.iter_mut().zip(fields(one)) {
+            column.push(value);
+        }
+    }
+    columns
+}
+
+/// The arrays of a forward call.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a, E: Element> {
+    /// What is normalised.
+    pub x: *const E,
+    /// The result; may be `x`. Not used by [`stats`].
+    pub y: *mut E,
+    /// For each channel; ones if there is none.
+    pub weight: &'a [E::Acc],
+    /// For each channel; -0 if there is none.
+    pub bias: &'a [E::Acc],
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+// SAFETY: addresses; what the functions below require makes their use sound.
+unsafe impl<E: Element> Send for Forward<'_, E> {}
+// SAFETY: likewise.
+unsafe impl<E: Element> Sync for Forward<'_, E> {}
+
+struct ForwardSweep<'a, E: Element> {
+    f: Forward<'a, E>,
+    shape: Shape,
+    partials: Shared<'a, Moments>,
+    /// Of each set.
+    moments: Shared<'a, Moments>,
+    coefficients: Shared<'a, Affine<E::Acc>>,
+    isa: Isa,
+}
+
+impl<E: Element> ForwardSweep<'_, E> {
+    fn set_coefficients(&self, set: usize, mean: f64, rstd: f64) {
+        let (n, channels) = self.shape.channels(set);
+        for c in channels {
+            // SAFETY: only this call has the channels of this set.
+            unsafe {
+                *self.coefficients.at(self.shape.coefficient(n, c)) =
+                    Affine::new(mean, rstd, self.f.weight[c], self.f.bias[c]);
+            }
+        }
+    }
+}
+
+impl<E: Element> Sweep for ForwardSweep<'_, E> {
+    fn measure(&self, b: usize, channels: std::ops::Range<usize>) {
+        let (x, shape, partials) = (self.f.x, self.shape, self.partials);
+        dispatch(self.isa, MeasureMoments { x, shape, b, channels, partials });
+    }
+
+    fn finish(&self, set: usize) {
+        let k = self.shape.partials();
+        // SAFETY: the partial sums of this set and its result, which no other call has.
+        let all = unsafe {
+            let all = merged(self.partials.slice(set * k, k));
+            *self.moments.at(set) = all;
+            all
+        };
+        if !self.f.weight.is_empty() {
+            self.set_coefficients(set, all.mean, rstd(all.var(), self.f.eps));
+        }
+    }
+
+    fn apply(&self, b: usize, channels: std::ops::Range<usize>) {
+        let (f, shape, coefficients) = (self.f, self.shape, self.coefficients);
+        dispatch(self.isa, ApplyForward { f, shape, b, channels, coefficients });
+    }
+}
+
+/// The moments of a block of some channels.
+struct MeasureMoments<'a, E: Element> {
+    x: *const E,
+    shape: Shape,
+    b: usize,
+    channels: std::ops::Range<usize>,
+    partials: Shared<'a, Moments>,
+}
+
+impl<E: Element> Kernel for MeasureMoments<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let MeasureMoments { x, shape, b, channels, partials } = self;
+        // SAFETY: the array has the elements of the shape; no other task has these slots.
+        unsafe {
+            if shape.last {
+                let rows = shape.rows(b);
+                let put = |c: usize, moments| *partials.at(shape.slot(b, c)) = moments;
+                let start = |c: usize| x.add(rows.start * shape.c + c);
+                let mut c = channels.start;
+                while c + STRIP <= channels.end {
+                    column_moments::<E, STRIP>(start(c), rows.len(), shape.c, |j, moments| put(c + j, moments));
+                    c += STRIP;
+                }
+                while c + NARROW <= channels.end {
+                    column_moments::<E, NARROW>(start(c), rows.len(), shape.c, |j, moments| put(c + j, moments));
+                    c += NARROW;
+                }
+                for c in c..channels.end {
+                    one_column_moments(start(c), rows.len(), shape.c, |moments| put(c, moments));
+                }
+            } else if shape.block(b).samples == 1 {
+                for c in channels {
+                    for (first, n) in shape.planes(b, c) {
+                        *partials.at(shape.slot(b, c)) = moments(x.add(first), n);
+                    }
+                }
+            } else {
+                let mut joined = [E::Acc::ZERO; BLOCK];
+                for c in channels {
+                    let n = join(&shape, b, c, x, &mut joined);
+                    *partials.at(shape.slot(b, c)) = moments(joined.as_ptr(), n);
+                }
+            }
+        }
+    }
+}
+
+/// Copies the small planes of block `b` of channel `c`, stored channels first; returns how many elements they are.
+///
+/// # Safety
+/// The array has the elements of the shape.
+#[inline(always)]
+unsafe fn join<E: Element>(shape: &Shape, b: usize, c: usize, x: *const E, out: &mut [E::Acc; BLOCK]) -> usize {
+    let mut n = 0;
+    for (first, len) in shape.planes(b, c) {
+        for (i, out) in out[n..n + len].iter_mut().enumerate() {
+            // SAFETY: as required.
+            *out = unsafe { (*x.add(first + i)).widen() };
+        }
+        n += len;
+    }
+    n
+}
+
+/// The second sweep over a block of some channels.
+struct ApplyForward<'a, E: Element> {
+    f: Forward<'a, E>,
+    shape: Shape,
+    b: usize,
+    channels: std::ops::Range<usize>,
+    coefficients: Shared<'a, Affine<E::Acc>>,
+}
+
+impl<E: Element> Kernel for ApplyForward<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let ApplyForward { f, shape, b, channels, coefficients } = self;
+        let n0 = shape.block(b).n0;
+        // SAFETY: the arrays have the elements of the shape; no other task has this part of `y`; nobody writes the
+        // coefficients now.
+        unsafe {
+            if shape.last {
+                let of_sample = coefficients.slice(shape.coefficient(n0, 0), shape.c);
+                let [hi, lo, a, bias] = columns(of_sample, |c| [c.hi, c.lo, c.a, c.b]);
+                let [hi, lo, a, bias] = [&hi, &lo, &a, &bias].map(Vec::as_ptr);
+                for row in shape.rows(b) {
+                    let (x, y) = (f.x.add(row * shape.c), f.y.add(row * shape.c));
+                    map(x, y, shape.c, |j, x| ((x - *hi.add(j)) - *lo.add(j)) * *a.add(j) + *bias.add(j));
+                }
+            } else {
+                for c in channels {
+                    let affine = *coefficients.at(shape.coefficient(n0, c));
+                    for (first, n) in shape.planes(b, c) {
+                        map(f.x.add(first), f.y.add(first), n, |_, x| affine.apply(x));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The moments of each set.
+///
+/// # Safety
+/// `x` has the elements of the shape, aligned, and nobody writes them meanwhile.
+pub unsafe fn stats<E: Element>(x: *const E, shape: Shape, isa: Isa) -> Vec<Moments> {
+    let f = Forward { x, y: std::ptr::null_mut(), weight: &[], bias: &[], eps: 0.0 };
+    // SAFETY: passed on; `y` is not used.
+    unsafe { sweep_forward(f, shape, None, false, isa) }
+}
+
+/// Normalises and returns the moments of each set.
+///
+/// # Safety
+/// `x` and `y` have the elements of the shape, aligned, nobody else uses them meanwhile, and they are the same or apart.
+pub unsafe fn forward<E: Element>(f: Forward<'_, E>, shape: Shape, isa: Isa) -> Vec<Moments> {
+    // SAFETY: passed on.
+    unsafe { sweep_forward(f, shape, None, true, isa) }
+}
+
+/// Normalises with given statistics, one mean and one `1 / sqrt(var + eps)` for each set.
+///
+/// # Safety
+/// As for [`forward`].
+pub unsafe fn apply<E: Element>(f: Forward<'_, E>, shape: Shape, mean: &[f64], rstd: &[f64], isa: Isa) {
+    // SAFETY: passed on.
+    unsafe { sweep_forward(f, shape, Some((mean, rstd)), true, isa) };
+}
+
+/// # Safety
+/// As for [`forward`]; `y` is used only if `write`.
+unsafe fn sweep_forward<E: Element>(
+    f: Forward<'_, E>,
+    shape: Shape,
+    given: Option<(&[f64], &[f64])>,
+    write: bool,
+    isa: Isa,
+) -> Vec<Moments> {
+    let (slots, sets) =
+        if given.is_some() || shape.is_empty() { (0, 0) } else { (shape.blocks() * shape.c, shape.count()) };
+    let mut partials = vec![Moments::default(); slots];
+    let mut moments = vec![Moments::default(); sets.max(if given.is_none() { shape.count() } else { 0 })];
+    let mut coefficients = vec![Affine::default(); if write { shape.coefficients() } else { 0 }];
+    let sweep = ForwardSweep {
+        f,
+        shape,
+        partials: Shared::new(&mut partials),
+        moments: Shared::new(&mut moments),
+        coefficients: Shared::new(&mut coefficients),
+        isa,
+    };
+    if let Some((mean, rstd)) = given {
+        for set in 0..shape.count() {
+            sweep.set_coefficients(set, mean[set], rstd[set]);
+        }
+    }
+    run(&shape, &sweep, given.is_none(), write);
+    moments
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Backward
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// `dx = (p dy - q) - ((x - hi) - lo) u`
+#[derive(Clone, Copy, Debug, Default)]
+struct Slope<T> {
+    hi: T,
+    lo: T,
+    p: T,
+    q: T,
+    u: T,
+}
+
+impl<T: Real> Slope<T> {
+    /// From the mean and `1 / sqrt(var + eps)` of the set, the weight, and the means over the set of `g` and `g xh`
+    /// times `scale`, `scale` being the weight where it is the same for the whole set.
+    fn new(mean: f64, rstd: f64, weight: T, scale: f64, [k1, k2]: [f64; 2]) -> Slope<T> {
+        let Center { hi, lo, .. } = Center::<T>::new(mean, rstd);
+        let weight = weight.to_f64();
+        Slope {
+            hi,
+            lo,
+            p: T::from_f64(rstd * weight),
+            q: T::from_f64((rstd * scale) * k1),
+            u: T::from_f64(((rstd * scale) * k2) * rstd),
+        }
+    }
+}
+
+/// How the gradient depends on the statistics.
+#[derive(Clone, Copy, Debug)]
+pub enum Through<'a> {
+    /// They are those of the input.
+    Own,
+    /// They are those of these and other inputs, over which the sums of `dy` and `dy xh` of each channel are these, from so
+    /// many elements.
+    Shared(&'a [[f64; 2]], f64),
+    /// They are constants.
+    Constant,
+}
+
+/// The arrays of a backward call.
+#[derive(Clone, Copy, Debug)]
+pub struct Backward<'a, E: Element> {
+    /// What was normalised.
+    pub x: *const E,
+    /// The gradient of the result.
+    pub dy: *const E,
+    /// The gradient of `x`; may be `dy` or `x`. Not used by [`sums`].
+    pub dx: *mut E,
+    /// For each channel; ones if there is none.
+    pub weight: &'a [E::Acc],
+    /// Of each set.
+    pub mean: &'a [f64],
+    /// Of each set.
+    pub rstd: &'a [f64],
+    /// How the gradient depends on them.
+    pub through: Through<'a>,
+}
+
+// SAFETY: addresses; what the functions below require makes their use sound.
+unsafe impl<E: Element> Send for Backward<'_, E> {}
+// SAFETY: likewise.
+unsafe impl<E: Element> Sync for Backward<'_, E> {}
+
+struct BackwardSweep<'a, E: Element> {
+    b: Backward<'a, E>,
+    shape: Shape,
+    /// One for each coefficient.
+    centers: &'a [Center<E::Acc>],
+    partials: Shared<'a, [f64; 2]>,
+    /// The sums over the blocks, one for each coefficient.
+    sums: Shared<'a, [f64; 2]>,
+    slopes: Shared<'a, Slope<E::Acc>>,
+    write: bool,
+    isa: Isa,
+}
+
+impl<E: Element> Sweep for BackwardSweep<'_, E> {
+    fn measure(&self, b: usize, channels: std::ops::Range<usize>) {
+        let BackwardSweep { shape, partials, .. } = *self;
+        dispatch(self.isa, MeasureSums { b: self.b, centers: self.centers, shape, block: b, channels, partials });
+    }
+
+    fn finish(&self, set: usize) {
+        let BackwardSweep { b, shape, .. } = self;
+        let (n, channels) = shape.channels(set);
+        let first = shape.coefficient(n, channels.start);
+        let per_channel = shape.partials() / channels.len();
+        // SAFETY: the partial sums of this set and the sums and slopes of its channels, which no other call has.
+        let (partials, sums) = unsafe {
+            (self.partials.slice(set * shape.partials(), shape.partials()), self.sums.slice(first, channels.len()))
+        };
+        for (sum, partials) in sums.iter_mut().zip(partials.chunks_mut(per_channel)) {
+            *sum = tree_of_pairs(partials);
+        }
+        if !self.write {
+            return;
+        }
+        let (mean, rstd) = (b.mean[set], b.rstd[set]);
+        let means = |[s1, s2]: [f64; 2], m: f64| [s1 / m, s2 / m];
+        // Over a group the weight differs, and goes into the sums.
+        let of_group = if let Sets::Groups(_) = shape.sets {
+            let mut weighted: Vec<[f64; 2]> =
+                sums.iter().zip(&b.weight[channels.clone()]).map(|(s, w)| s.map(|s| w.to_f64() * s)).collect();
+            Some(means(tree_of_pairs(&mut weighted), shape.set_len() as f64))
+        } else {
+            None
+        };
+        for (k, c) in channels.enumerate() {
+            let weight = b.weight[c];
+            let slope = match (of_group, b.through) {
+                (Some(k), _) => Slope::new(mean, rstd, weight, 1.0, k),
+                (None, Through::Own) => {
+                    Slope::new(mean, rstd, weight, weight.to_f64(), means(sums[k], shape.set_len() as f64))
+                }
+                (None, Through::Shared(sums, m)) => Slope::new(mean, rstd, weight, weight.to_f64(), means(sums[c], m)),
+                (None, Through::Constant) => Slope::new(mean, rstd, weight, 0.0, [0.0; 2]),
+            };
+            // SAFETY: as above.
+            unsafe { *self.slopes.at(first + k) = slope };
+        }
+    }
+
+    fn apply(&self, b: usize, channels: std::ops::Range<usize>) {
+        let BackwardSweep { shape, slopes, .. } = *self;
+        dispatch(self.isa, ApplyBackward { b: self.b, shape, block: b, channels, slopes });
+    }
+}
+
+/// `sum(dy)` and `sum(dy xh)` of a block of some channels.
+struct MeasureSums<'a, E: Element> {
+    b: Backward<'a, E>,
+    centers: &'a [Center<E::Acc>],
+    shape: Shape,
+    block: usize,
+    channels: std::ops::Range<usize>,
+    partials: Shared<'a, [f64; 2]>,
+}
+
+impl<E: Element> Kernel for MeasureSums<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let MeasureSums { b: Backward { x, dy, .. }, centers, shape, block, channels, partials } = self;
+        let n0 = shape.block(block).n0;
+        // SAFETY: the arrays have the elements of the shape; no other task has these slots.
+        unsafe {
+            if shape.last {
+                let centers = &centers[shape.coefficient(n0, 0)..][..shape.c];
+                let rows = shape.rows(block);
+                let start = |c: usize| (x.add(rows.start * shape.c + c), dy.add(rows.start * shape.c + c));
+                let mut c = channels.start;
+                while c + STRIP <= channels.end {
+                    let sums = column_sums::<E, STRIP>(start(c), rows.len(), shape.c, &centers[c..]);
+                    for j in 0..STRIP {
+                        *partials.at(shape.slot(block, c + j)) = [sums[0][j], sums[1][j]];
+                    }
+                    c += STRIP;
+                }
+                while c + NARROW <= channels.end {
+                    let sums = column_sums::<E, NARROW>(start(c), rows.len(), shape.c, &centers[c..]);
+                    for j in 0..NARROW {
+                        *partials.at(shape.slot(block, c + j)) = [sums[0][j], sums[1][j]];
+                    }
+                    c += NARROW;
+                }
+                for c in c..channels.end {
+                    let (x, dy) = start(c);
+                    let (mut xs, mut dys) = ([E::Acc::ZERO; BLOCK], [E::Acc::ZERO; BLOCK]);
+                    column(x, shape.c, &mut xs[..rows.len()]);
+                    column(dy, shape.c, &mut dys[..rows.len()]);
+                    *partials.at(shape.slot(block, c)) = block_sums(xs.as_ptr(), dys.as_ptr(), rows.len(), centers[c]);
+                }
+            } else if shape.block(block).samples == 1 {
+                for c in channels {
+                    let center = centers[shape.coefficient(n0, c)];
+                    for (first, n) in shape.planes(block, c) {
+                        *partials.at(shape.slot(block, c)) = block_sums(x.add(first), dy.add(first), n, center);
+                    }
+                }
+            } else {
+                let (mut xs, mut dys) = ([E::Acc::ZERO; BLOCK], [E::Acc::ZERO; BLOCK]);
+                for c in channels {
+                    join(&shape, block, c, x, &mut xs);
+                    let n = join(&shape, block, c, dy, &mut dys);
+                    let center = centers[shape.coefficient(n0, c)];
+                    *partials.at(shape.slot(block, c)) = block_sums(xs.as_ptr(), dys.as_ptr(), n, center);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `n` elements can be read at both.
+#[inline(always)]
+unsafe fn block_sums<E: Element>(x: *const E, dy: *const E, n: usize, center: Center<E::Acc>) -> [f64; 2] {
+    totals(n, |i| {
+        // SAFETY: as required.
+        let (x, dy) = unsafe { ((*x.add(i)).widen(), (*dy.add(i)).widen()) };
+        [dy, dy * center.normalise(x)]
+    })
+}
+
+/// The second sweep over a block of some channels.
+struct ApplyBackward<'a, E: Element> {
+    b: Backward<'a, E>,
+    shape: Shape,
+    block: usize,
+    channels: std::ops::Range<usize>,
+    slopes: Shared<'a, Slope<E::Acc>>,
+}
+
+impl<E: Element> Kernel for ApplyBackward<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let ApplyBackward { b: Backward { x, dy, dx, through, .. }, shape, block, channels, slopes } = self;
+        let n0 = shape.block(block).n0;
+        let constant = matches!(through, Through::Constant);
+        // SAFETY: the arrays have the elements of the shape; no other task has this part of `dx`; nobody writes the slopes
+        // now.
+        unsafe {
+            if shape.last {
+                let of_sample = slopes.slice(shape.coefficient(n0, 0), shape.c);
+                let columns = columns(of_sample, |c| [c.hi, c.lo, c.p, c.q, c.u]);
+                let [hi, lo, p, q, u] = columns.each_ref().map(Vec::as_ptr);
+                for row in shape.rows(block) {
+                    let first = row * shape.c;
+                    if constant {
+                        map(dy.add(first), dx.add(first), shape.c, |j, dy| *p.add(j) * dy);
+                    } else {
+                        zip(x.add(first), dy.add(first), dx.add(first), shape.c, |j, x, dy| {
+                            let d = (x - *hi.add(j)) - *lo.add(j);
+                            (*p.add(j) * dy - *q.add(j)) - d * *u.add(j)
+                        });
+                    }
+                }
+            } else {
+                for c in channels {
+                    let Slope { hi, lo, p, q, u } = *slopes.at(shape.coefficient(n0, c));
+                    for (first, n) in shape.planes(block, c) {
+                        let (x, dy, dx) = (x.add(first), dy.add(first), dx.add(first));
+                        if constant {
+                            map(dy, dx, n, |_, dy| p * dy);
+                        } else {
+                            zip(x, dy, dx, n, |_, x, dy| (p * dy - q) - ((x - hi) - lo) * u);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sum(dy)` and `sum(dy xh)` of each channel.
+///
+/// # Safety
+/// `x` and `dy` have the elements of the shape, aligned, and nobody writes them meanwhile.
+pub unsafe fn sums<E: Element>(b: Backward<'_, E>, shape: Shape, isa: Isa) -> Vec<[f64; 2]> {
+    // SAFETY: passed on; `dx` is not used.
+    unsafe { sweep_backward(b, shape, false, isa) }
+}
+
+/// Writes `dx` and returns [`sums`]: the gradients of bias and weight.
+///
+/// # Safety
+/// `x`, `dy` and `dx` have the elements of the shape, aligned, nobody else uses them meanwhile, and `dx` is the same as, or
+/// apart from, each of the other two.
+pub unsafe fn backward<E: Element>(b: Backward<'_, E>, shape: Shape, isa: Isa) -> Vec<[f64; 2]> {
+    // SAFETY: passed on.
+    unsafe { sweep_backward(b, shape, true, isa) }
+}
+
+/// # Safety
+/// As for [`backward`]; `dx` is used only if `write`.
+unsafe fn sweep_backward<E: Element>(b: Backward<'_, E>, shape: Shape, write: bool, isa: Isa) -> Vec<[f64; 2]> {
+    if shape.is_empty() {
+        return vec![[0.0; 2]; shape.c];
+    }
+    let k = shape.coefficients();
+    let centers: Vec<Center<E::Acc>> = (0..k)
+        .map(|i| {
+            let set = shape.set(i / shape.c, i % shape.c);
+            Center::new(b.mean[set], b.rstd[set])
+        })
+        .collect();
+    let mut partials = vec![[0.0; 2]; shape.blocks() * shape.c];
+    let mut sums = vec![[0.0; 2]; k];
+    let mut slopes = vec![Slope::default(); if write { k } else { 0 }];
+    let sweep = BackwardSweep {
+        b,
+        shape,
+        centers: &centers,
+        partials: Shared::new(&mut partials),
+        sums: Shared::new(&mut sums),
+        slopes: Shared::new(&mut slopes),
+        write,
+        isa,
+    };
+    run(&shape, &sweep, true, write);
+    if shape.sets == Sets::Batch {
+        return sums;
+    }
+    // Over the samples.
+    (0..shape.c)
+        .map(|c| {
+            let mut of_channel: Vec<[f64; 2]> = (0..shape.n).map(|n| sums[n * shape.c + c]).collect();
+            tree(&mut of_channel, |a, b| [a[0] + b[0], a[1] + b[1]]).unwrap_or_default()
+        })
+        .collect()
+}
