@@ -9,60 +9,26 @@ left out and named.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import logging
 import math
 import os
-import platform
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from timing import MISSING, Contestants, M, Step, Work, compiled, machine, measure, optional, parser, report
 
-import ironstep
 from ironstep import optim
 
-Step = Callable[[], Any]
-Contestants = dict[str, Step]
-M = 1 << 20
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
-
-
-class Work(NamedTuple):
-    """Something to measure: contestants by name, and what ironstep must reach beside which of them."""
-
-    name: str
-    make: Callable[[], Contestants]
-    targets: dict[str, float]
-    """Contestant, or 'fastest peer' -> how many times faster than it ironstep must be."""
-    cold: bool = False
-    """Empty the caches before each step, as a backward pass does."""
-
-
-def optional(name: str) -> Any:
-    """The module, or None; says so once."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return __import__(name, fromlist=["_"])
-    except Exception as error:
-        MISSING[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return None
-
-
-MISSING: dict[str, str] = {}
 
 
 # -- Contestants -------------------------------------------------------------------------------------------------------
@@ -226,18 +192,11 @@ def numpy_out(p: Any, g: Any, size: int) -> Step:
 
 def c_loop(p: Any, g: Any, state: Any) -> Step | None:
     """`update.c` over the same arrays."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not compiler:
-        MISSING["C loop"] = "no C compiler"
+    library = compiled("update.c")
+    if not library:
         return None
-    folder = tempfile.mkdtemp()
-    library = Path(folder) / "update.so"
-    flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", library, Path(__file__).with_name("update.c")], check=True)
-    update = ctypes.CDLL(str(library)).update
-    shutil.rmtree(folder)
     pointers = [ctypes.c_void_p(x.ctypes.data) for x in (p, g, state["exp_avg"][0], state["exp_avg_sq"][0])]
-    return lambda: update(*pointers, ctypes.c_long(p.size))
+    return lambda: library.update(*pointers, ctypes.c_long(p.size))
 
 
 class quiet:  # noqa: N801 (used as a function)
@@ -401,70 +360,7 @@ def momentum() -> Contestants:
     return contestants
 
 
-# -- Measuring ---------------------------------------------------------------------------------------------------------
-
-
-TURN = 0.02
-"""Seconds of timed steps in a turn, unless one step takes longer."""
-
-PAUSE = 0.03
-"""Seconds before a turn."""
-
-
-def interleaved(contestants: Contestants, seconds: float, cold: bool) -> dict[str, float]:
-    """Median seconds of a step of each. A turn is one step that is not timed, then some that are, each for itself.
-
-    Before it there is a pause, since the threads of OpenMP spin for some 15 ms after a call and would take a core from
-    the next contestant; the untimed step fills the caches again. With `cold` 128 MB are written before each timed step
-    instead. Steps below 0.1 ms are timed in groups of that length.
-    """
-    sweep = np.zeros(128 * M, np.uint8)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    counts, groups = {}, {}
-    for name, step in contestants.items():
-        step()
-        once = timed(step, 1)
-        groups[name] = 1 if cold else max(1, round(1e-4 / once))
-        counts[name] = 1 if cold else max(1, round(TURN / (groups[name] * once)))
-    end = time.perf_counter() + seconds * len(contestants)
-    turn = 0
-    while turn < 7 or time.perf_counter() < end:
-        for name, step in contestants.items():
-            if turn >= 3 and times[name][0] > 0.3:
-                continue  # 3 turns of a very slow one are enough
-            time.sleep(PAUSE)
-            if cold:
-                np.add(sweep, 1, out=sweep)
-            else:
-                step()
-            times[name] += [timed(step, groups[name]) for _ in range(counts[name])]
-        turn += 1
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def timed(step: Step, n: int) -> float:
-    """Seconds of one of `n` steps."""
-    start = time.perf_counter()
-    for _ in range(n):
-        step()
-    return (time.perf_counter() - start) / n
-
-
-def verdicts(work: Work, times: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """For each target: how many times faster ironstep was, and how many it must be."""
-    out = {}
-    for against, wanted in work.targets.items():
-        if against == "fastest peer":
-            peers = [t for name, t in times.items() if not name.startswith(("ironstep", "NumPy", "C loop"))]
-            if not peers:
-                continue
-            other = min(peers)
-        elif against in times:
-            other = times[against]
-        else:
-            continue
-        out[against] = (other / times["ironstep"], wanted)
-    return out
+# -- The run -----------------------------------------------------------------------------------------------------------
 
 
 def import_time() -> tuple[float, float]:
@@ -478,121 +374,38 @@ def import_time() -> tuple[float, float]:
     return statistics.median(times["numpy"]), statistics.median(times["ironstep"])
 
 
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    model = models[0] if models else platform.processor()
-    installed = {dist.name: dist.version for dist in metadata.distributions()}
-    peers = ("numpy", "torch", "jax", "optax", "deepspeed", "bitsandbytes", "torchao", "timm")
-    versions = {name: installed.get(name) for name in peers}
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": ironstep.get_num_threads(),
-        "instruction_set": ironstep._core.instruction_sets()[-1],
-        "python": platform.python_version(),
-        "ironstep": ironstep.__version__,
-        "versions": versions,
-    }
-
-
-def draw(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:
-    """Each work item a row, each contestant a dot: how many times ironstep's time it takes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    style = {
-        "torch fused": ("#d55e00", "o"),
-        "torch foreach": ("#e69f00", "s"),
-        "torch loop": ("#b8860b", "^"),
-        "torch, three calls": ("#d55e00", "D"),
-        "DeepSpeed": ("#0072b2", "o"),
-        "optax jit": ("#009e73", "o"),
-        "timm loop": ("#cc79a7", "^"),
-        "timm foreach": ("#cc79a7", "s"),
-        "NumPy naive": ("#555555", "x"),
-        "NumPy out=": ("#555555", "+"),
-        "NumPy out=, in pieces": ("#555555", "1"),
-        "bitsandbytes 8-bit": ("#56b4e9", "v"),
-        "torchao 8-bit": ("#56b4e9", "P"),
-    }
-    rows = [row for row in rows if any(name in style for name in row["ms"])]
-    if not rows:
-        return
-    fig, ax = plt.subplots(figsize=(11, 1.6 + 0.38 * len(rows)), dpi=130)
-    seen = set()
-    for y, row in enumerate(rows):
-        own = row["ms"]["ironstep"]
-        ax.axhline(y, color="#eeeeee", zorder=0)
-        for name, ms in row["ms"].items():
-            if name in style:
-                color, marker = style[name]
-                label = None if name in seen else name
-                seen.add(name)
-                ax.scatter(ms / own, y, color=color, marker=marker, s=45, label=label, zorder=3)
-    ax.axvline(1, color="black", lw=1.2)
-    ax.set_xscale("log")
-    ticks = [1, 2, 5, 10, 20, 50, 100]
-    high = max(ms / row["ms"]["ironstep"] for row in rows for name, ms in row["ms"].items() if name in style)
-    ticks = [t for t in ticks if t <= high * 1.3]
-    ax.set_xticks(ticks, [f"{t} x" for t in ticks])
-    ax.minorticks_off()
-    ax.set_xlim(0.7, high * 1.5)
-    ax.set_yticks(range(len(rows)), [f"{row['work']}   {row['ms']['ironstep']:.3g} ms" for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel("time of a step, as a multiple of ironstep's (log scale; left of the line is faster than ironstep)")
-    ax.set_title(f"Optimiser steps on {about['cpu']}, {about['threads']} threads", loc="left", fontsize=12)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    fig.savefig(path, bbox_inches="tight")
+STYLE = {
+    "torch fused": ("#d55e00", "o"),
+    "torch foreach": ("#e69f00", "s"),
+    "torch loop": ("#b8860b", "^"),
+    "torch, three calls": ("#d55e00", "D"),
+    "DeepSpeed": ("#0072b2", "o"),
+    "optax jit": ("#009e73", "o"),
+    "timm loop": ("#cc79a7", "^"),
+    "timm foreach": ("#cc79a7", "s"),
+    "NumPy naive": ("#555555", "x"),
+    "NumPy out=": ("#555555", "+"),
+    "NumPy out=, in pieces": ("#555555", "1"),
+    "bitsandbytes 8-bit": ("#56b4e9", "v"),
+    "torchao 8-bit": ("#56b4e9", "P"),
+}
+"""Colour and marker of each contestant that the picture shows."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="work whose name contains this")
-    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the JSON and the picture")
-    parser.add_argument("--seconds", type=float, default=1.5, help="time for each contestant")
-    args = parser.parse_args()
+    args = parser(__doc__.splitlines()[0]).parse_args()
     warnings.simplefilter("ignore")
     # DeepSpeed compiles its kernel when it is first used, with the ninja of this environment.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     logging.disable(logging.WARNING)
-    about = machine()
-    print(
-        f"ironstep {about['ironstep']} on {about['cpu']}, {about['threads']} threads, {about['instruction_set']}; "
-        "medians of interleaved steps, in ms\n"
-    )
-    rows, missed = [], 0
-    for work in WORK:
-        if args.only not in work.name:
-            continue
-        contestants = work.make()
-        times = interleaved(contestants, args.seconds, work.cold)
-        del contestants
-        row = {"work": work.name, "ms": {name: t * 1e3 for name, t in times.items()}, "targets": {}}
-        print(f"{work.name:<30} " + "   ".join(f"{name} {t * 1e3:.4g}" for name, t in times.items()))
-        for against, (got, wanted) in verdicts(work, times).items():
-            met = got >= wanted
-            missed += not met
-            row["targets"][against] = {"got": got, "wanted": wanted}
-            print(f"{'':<30} {got:6.2f} x {against} (target {wanted:g}: {'met' if met else 'MISSED'})")
-        rows.append(row)
+    about = machine(("numpy", "torch", "jax", "optax", "deepspeed", "bitsandbytes", "torchao", "timm"))
+    rows, missed = measure(WORK, about, args)
     if not args.only:
         numpy_time, own = import_time()
         added = (own - numpy_time) * 1e3
         about["import_ms_over_numpy"] = added
         print(f"{'import':<30} {added:.1f} ms more than NumPy's {numpy_time * 1e3:.0f} (target below 50)")
-    for name, why in MISSING.items():
-        print(f"left out: {name} ({why})")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "peers.json").write_text(json.dumps({"machine": about, "rows": rows, "missing": MISSING}, indent=1))
-    draw(rows, about, args.out / "peers.png")
-    print(f"\n{missed} targets missed; table in {args.out / 'peers.json'}, picture in {args.out / 'peers.png'}")
+    report(args.out / "peers", about, rows, missed, STYLE, "Optimiser steps")
     return 0
 
 

@@ -1,13 +1,15 @@
-//! The Gaussian error linear unit, `x Phi(x)`. Hendrycks & Gimpel 2016 (arXiv 1606.08415).
+//! Functions of single elements: the activations, and multiplication by a number.
 //!
-//! Computed in `f64` by the `libm` crate for every element type, for the sake of equal bits.
+//! GELU is computed in `f64` by the `libm` crate for every element type, for the sake of equal bits.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use crate::float::{Element, Real};
+use crate::norm::{map, zip};
 use crate::parallel::{self, CHUNK};
+use crate::simd::{Isa, Kernel, dispatch};
 
-/// Which form of it.
+/// The Gaussian error linear unit, `x Phi(x)`. Hendrycks & Gimpel 2016 (arXiv 1606.08415).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {
     /// With the normal distribution function.
@@ -76,4 +78,52 @@ pub unsafe fn gelu<E: Element>(form: Gelu, x: *const E, dy: Option<*const E>, y:
             }
         }
     });
+}
+
+/// A function that is a few instructions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Plain {
+    /// `x` where it is not below 0, else 0; -0 and NaN stay.
+    Relu,
+    /// `x` times a number.
+    Scale(f64),
+}
+
+/// `y = f(x)`, or with `dy` its gradient `y = dy f'(x)`, for [`Plain::Relu`]: 0 where `x <= 0`.
+///
+/// # Safety
+/// As for [`gelu`].
+pub unsafe fn plain<E: Element>(f: Plain, x: *const E, dy: Option<*const E>, y: *mut E, n: usize, isa: Isa) {
+    let all = Addresses(x, dy, y);
+    parallel::share(n, n.div_ceil(CHUNK), |task| {
+        dispatch(isa, PlainChunk { f, all, first: task * CHUNK, n: CHUNK.min(n - task * CHUNK) });
+    });
+}
+
+struct PlainChunk<E> {
+    f: Plain,
+    all: Addresses<E>,
+    first: usize,
+    n: usize,
+}
+
+impl<E: Element> Kernel for PlainChunk<E> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let PlainChunk { f, all: Addresses(x, dy, y), first, n } = self;
+        let zero = E::Acc::ZERO;
+        // SAFETY: a chunk of the arrays that `plain` requires, which no other task has.
+        unsafe {
+            let (x, y) = (x.add(first), y.add(first));
+            match (f, dy) {
+                (Plain::Relu, None) => map(x, y, n, |_, x| if x < zero { zero } else { x }),
+                (Plain::Relu, Some(dy)) => zip(x, dy.add(first), y, n, |_, x, dy| if x <= zero { zero } else { dy }),
+                (Plain::Scale(factor), _) => {
+                    let factor = E::Acc::from_f64(factor);
+                    map(x, y, n, |_, x| factor * x);
+                }
+            }
+        }
+    }
 }

@@ -104,7 +104,9 @@ impl<E: Element> Kernel for Elements<E> {
                         let kept = E::narrow((*x.add(done + j)).widen() * scale);
                         values[j] = if numbers[j] >= threshold { kept } else { zero };
                     }
-                    y.add(done).cast::<[E; GROUP]>().write(values);
+                    for j in 0..GROUP {
+                        *y.add(done + j) = values[j];
+                    }
                 } else {
                     for j in 0..len {
                         let kept = E::narrow((*x.add(done + j)).widen() * scale);

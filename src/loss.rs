@@ -3,7 +3,7 @@
 use crate::array::Shared;
 use crate::float::{Element, Real};
 use crate::math::{exp, ln_1p_of_unit};
-use crate::norm::{BLOCK, map_into, totals};
+use crate::norm::{BLOCK, in_memory, map_into, total, totals};
 use crate::parallel::{self, CHUNK};
 use crate::reduce::{self, LANES, Lanes};
 use crate::simd::{Isa, Kernel, dispatch};
@@ -141,11 +141,11 @@ unsafe fn cross_entropy_row<E: Element>(
             let len = BLOCK.min(n - first);
             let (x, exps) = (x.add(first), exps.as_mut_ptr().add(first));
             map_into(x, exps, len, |_, x| exp(x - max));
-            let [all] = totals(len, |j| [*exps.add(j)]);
+            let all = total(len, |j| *exps.add(j));
             let [distance, share] = match c.target {
                 Target::Classes(..) if c.off == 0.0 => [0.0; 2],
                 Target::Classes(..) if c.weight.is_none() => {
-                    let [distance] = totals(len, |j| [max - (*x.add(j)).widen()]);
+                    let distance = total(len, |j| max - (*x.add(j)).widen());
                     [distance, len as f64]
                 }
                 Target::Classes(..) => totals(len, |j| {
@@ -224,6 +224,7 @@ unsafe fn maximum<E: Element>(x: *const E, n: usize) -> E::Acc {
         }
         i += LANES;
     }
+    let mut lanes = in_memory(lanes);
     for i in whole..n {
         lanes[0] = lanes[0].maximum(at(i));
     }
@@ -372,9 +373,9 @@ impl<E: Element, L: Pointwise<E::Acc>> Kernel for PointwiseChunk<'_, E, L> {
                         loss.value_and_slope((*x.add(j)).widen(), (*target.add(j)).widen(), pos_weight);
                 }
                 let weight = |j: usize| pairs.weight.map_or(one, |w| *w.add(start + j));
-                [*sum] = totals(n, |j| {
+                *sum = total(n, |j| {
                     let value = values[j].to_f64();
-                    [(if L::SQUARED { value * value } else { value }) * weight(j).to_f64()]
+                    (if L::SQUARED { value * value } else { value }) * weight(j).to_f64()
                 });
                 if let Some(losses) = pairs.losses {
                     for j in 0..n {

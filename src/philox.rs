@@ -15,28 +15,19 @@ pub const LANES: usize = 16;
 pub const GROUP: usize = 4 * LANES;
 
 /// The four words of the block with this counter.
-pub fn block(counter: [u32; 4], key: [u32; 2], rounds: u32) -> [u32; 4] {
-    let mut words = counter.map(|word| [u64::from(word)]);
-    scramble(&mut words, key, rounds);
-    words.map(|[word]| word as u32)
-}
-
-/// The rounds, over `N` blocks at once. Only the lower half of each number counts: that is what the vector instruction for
-/// 32 by 32 bits multiplies.
 #[inline(always)]
-fn scramble<const N: usize>(words: &mut [[u64; N]; 4], mut key: [u32; 2], rounds: u32) {
+pub fn block(counter: [u32; 4], mut key: [u32; 2], rounds: u32) -> [u32; 4] {
+    // 64 bits each, of which the lower half counts and the upper one is left as it comes: that is what the vector
+    // instruction for 32 by 32 bits multiplies.
+    let mut words = counter.map(u64::from);
     for _ in 0..rounds {
         let [k0, k1] = key.map(u64::from);
-        for i in 0..N {
-            let a = (words[0][i] & 0xffff_ffff) * MULTIPLIERS[0];
-            let b = (words[2][i] & 0xffff_ffff) * MULTIPLIERS[1];
-            words[0][i] = (b >> 32) ^ words[1][i] ^ k0;
-            words[2][i] = (a >> 32) ^ words[3][i] ^ k1;
-            words[1][i] = b & 0xffff_ffff;
-            words[3][i] = a & 0xffff_ffff;
-        }
+        let a = (words[0] & 0xffff_ffff) * MULTIPLIERS[0];
+        let b = (words[2] & 0xffff_ffff) * MULTIPLIERS[1];
+        words = [(b >> 32) ^ words[1] ^ k0, b, (a >> 32) ^ words[3] ^ k1, a];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
+    words.map(|word| word as u32)
 }
 
 /// A sequence of 2^64 random numbers of 32 bits for each seed and stream.
@@ -55,22 +46,15 @@ impl Stream {
     /// Numbers `64 group ..` of the stream.
     #[inline(always)]
     pub fn group(self, group: u64) -> [u32; GROUP] {
-        const SIDE: usize = 8;
         let key = [self.seed as u32, (self.seed >> 32) as u32];
-        let (low, high) = (self.stream & 0xffff_ffff, self.stream >> 32);
+        let (low, high) = (self.stream as u32, (self.stream >> 32) as u32);
+        // The numbers of a group's blocks differ in the lowest 4 bits.
+        let first = group << 4;
         let mut out = [0; GROUP];
-        for first in (0..LANES).step_by(SIDE) {
-            let mut words = [[0u64; SIDE], [0; SIDE], [low; SIDE], [high; SIDE]];
-            for i in 0..SIDE {
-                let block = (group << 4) + (first + i) as u64;
-                words[0][i] = block & 0xffff_ffff;
-                words[1][i] = block >> 32;
-            }
-            scramble(&mut words, key, ROUNDS);
-            for (word, numbers) in words.iter().zip(out.chunks_exact_mut(LANES)) {
-                for i in 0..SIDE {
-                    numbers[first + i] = word[i] as u32;
-                }
+        for i in 0..LANES {
+            let words = block([first as u32 + i as u32, (first >> 32) as u32, low, high], key, ROUNDS);
+            for (w, word) in words.into_iter().enumerate() {
+                out[w * LANES + i] = word;
             }
         }
         out

@@ -71,7 +71,7 @@ from numpy.typing import DTypeLike
 
 from . import functional
 from .functional import _arrays
-from .functional._arrays import NOT_NEGATIVE, PROBABILITY, Array, compute, number
+from .functional._arrays import FINITE, NOT_NEGATIVE, PROBABILITY, Array, compute, number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -414,7 +414,7 @@ class Layer:
         """The output, in the mode that the layer is in. Keeps what `backward` needs.
 
         Args:
-            input: An array of float32, float64, float16 or bfloat16.
+            input: An array of float32, float64, float16 or bfloat16, or an object that NumPy can take as one.
 
         Returns:
             The output, with the dtype of the input.
@@ -1096,7 +1096,7 @@ class _Norm(Layer):
         self.buffers["running_var"] = np.ones(channels, dtype)
         self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
 
-    def _own(self, *names: str) -> dict[str, Array | None]:
+    def _own(self, *names: str) -> dict[str, Any]:
         """The arrays of these names, None where there is none."""
         return {name: self.params.get(name, self.buffers.get(name)) for name in names}
 
@@ -1188,17 +1188,14 @@ class RMSNorm(_Norm):
         self.normalized_shape = _lengths(normalized_shape)
         self.eps = None if eps is None else number("eps", eps, NOT_NEGATIVE)
         self.elementwise_affine = bool(elementwise_affine)
-        self.offset = offset
-        self._affine(self.normalized_shape, self.elementwise_affine, False, dtype, 1.0 - offset)
+        self.offset = number("offset", offset, FINITE)
+        self._affine(self.normalized_shape, self.elementwise_affine, False, dtype, 1.0 - self.offset)
 
     def compute(self, input: Array, save: bool) -> tuple[Array, Any]:
         """In the core."""
         _ends(input, self.normalized_shape)
-        # Without a weight there is nothing to add the offset to.
-        offset = self.offset if self.params else 0.0
-        own = self._own("weight")
-        result = functional.rms_norm(input, self.normalized_shape, **own, eps=self.eps, offset=offset, save=save)
-        return _pick(result, save)
+        own, shape = self._own("weight"), self.normalized_shape
+        return _pick(functional.rms_norm(input, shape, **own, eps=self.eps, offset=self.offset, save=save), save)
 
 
 class GroupNorm(_Norm):
@@ -1262,7 +1259,6 @@ class _Channels(_Norm):
         self,
         num_features: int,
         eps: float,
-        momentum: float | None,
         affine: bool,
         track_running_stats: bool,
         channel_axis: int,
@@ -1270,7 +1266,6 @@ class _Channels(_Norm):
     ) -> None:
         self.num_features = _count("num_features", num_features)
         self.eps = number("eps", eps, NOT_NEGATIVE)
-        self.momentum = None if momentum is None else number("momentum", momentum, PROBABILITY)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.channel_axis = _axis(channel_axis, self._ranks[0])
@@ -1295,7 +1290,8 @@ class _BatchNorm(_Channels):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__()
-        self._begin(num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype)
+        self._begin(num_features, eps, affine, track_running_stats, channel_axis, dtype)
+        self.momentum = None if momentum is None else number("momentum", momentum, PROBABILITY)
         self.unbiased = bool(unbiased)
 
     def compute(self, input: Array, save: bool) -> tuple[Array, Any]:
@@ -1396,18 +1392,16 @@ class _InstanceNorm(_Channels):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__()
-        number("momentum", momentum, PROBABILITY)
-        self._begin(num_features, eps, momentum, affine, track_running_stats, channel_axis, dtype)
+        self._begin(num_features, eps, affine, track_running_stats, channel_axis, dtype)
+        self.momentum = number("momentum", momentum, PROBABILITY)
 
     def compute(self, input: Array, save: bool) -> tuple[Array, Any]:
         """In the core."""
         _has_channels(input, self._ranks, self.num_features, self.channel_axis)
         training = save and self.training
-        # Without statistics of the samples the running ones must be there, and in inference they are not changed.
-        names = ("running_mean", "running_var") if self.track_running_stats else ()
         result = functional.instance_norm(
             input,
-            **self._own("weight", "bias", *names),
+            **self._own("running_mean", "running_var", "weight", "bias"),
             use_input_stats=training or not self.track_running_stats,
             momentum=self.momentum,
             eps=self.eps,
@@ -1509,7 +1503,7 @@ class _Random(Layer):
         self._seeds = [self.seed]
         self.buffers["stream"] = np.zeros((), np.int64)
 
-    def _drop(self, input: Array, **numbers: Any) -> tuple[Array, Any]:
+    def _drop(self, input: Array, **numbers: Any) -> Any:
         raise NotImplementedError
 
     def _check(self, input: Array) -> None:
@@ -1561,7 +1555,7 @@ class Dropout(_Random):
     def __init__(self, p: float = 0.5, *, seed: Seed) -> None:
         super().__init__(p, seed)
 
-    def _drop(self, input: Array, **numbers: Any) -> tuple[Array, Any]:
+    def _drop(self, input: Array, **numbers: Any) -> Any:
         return functional.dropout(input, self.p, True, **numbers)
 
 
@@ -1576,9 +1570,8 @@ class _ChannelDropout(_Random):
     def _check(self, input: Array) -> None:
         _shaped(input, input.ndim == self._rank, _axes(self._rank, self.channel_axis, "C"))
 
-    def _drop(self, input: Array, **numbers: Any) -> tuple[Array, Any]:
-        result: tuple[Array, Any] = type(self)._function(input, self.p, True, channel_axis=self.channel_axis, **numbers)
-        return result
+    def _drop(self, input: Array, **numbers: Any) -> Any:
+        return type(self)._function(input, self.p, True, channel_axis=self.channel_axis, **numbers)
 
 
 class Dropout1d(_ChannelDropout):
@@ -1659,5 +1652,5 @@ class StochasticDepth(_Random):
             raise ValueError(f"mode must be 'row' or 'batch', got {mode!r}")
         self.mode = mode
 
-    def _drop(self, input: Array, **numbers: Any) -> tuple[Array, Any]:
+    def _drop(self, input: Array, **numbers: Any) -> Any:
         return functional.stochastic_depth(input, self.p, self.mode, True, **numbers)

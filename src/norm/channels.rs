@@ -9,9 +9,10 @@
 //! many channels lie side by side, and the loops here keep 16 lanes for each of a strip of channels.
 
 use std::array;
+use std::ops::Range;
 
 pub use super::Moments;
-use super::{BLOCK, Center, halve, in_range, map, merged, moments, rstd, totals, tree, tree_of_pairs, zip};
+use super::{BLOCK, Center, in_range, map, merged, moments, rstd, totals, tree, tree_of_pairs, zip};
 use crate::array::Shared;
 use crate::float::{Element, Real};
 use crate::parallel;
@@ -42,15 +43,6 @@ pub struct Shape {
     pub sets: Sets,
 }
 
-/// A block: places `s0 .. s0 + places` of the samples `n0 .. n0 + samples`. With several samples, all places.
-#[derive(Clone, Copy)]
-struct Block {
-    n0: usize,
-    samples: usize,
-    s0: usize,
-    places: usize,
-}
-
 impl Shape {
     /// Elements in all.
     pub fn len(&self) -> usize {
@@ -78,43 +70,6 @@ impl Shape {
         }
     }
 
-    /// Samples whose planes make one block together: small planes of a batch.
-    fn joined(&self) -> usize {
-        if self.sets == Sets::Batch { (BLOCK / self.s).max(1) } else { 1 }
-    }
-
-    /// Blocks of a plane.
-    fn parts(&self) -> usize {
-        self.s.div_ceil(BLOCK)
-    }
-
-    /// Blocks of a channel over all samples.
-    fn blocks(&self) -> usize {
-        self.n.div_ceil(self.joined()) * self.parts()
-    }
-
-    fn block(&self, b: usize) -> Block {
-        let (joined, parts) = (self.joined(), self.parts());
-        let (n0, s0) = (b / parts * joined, b % parts * BLOCK);
-        Block { n0, samples: joined.min(self.n - n0), s0, places: BLOCK.min(self.s - s0) }
-    }
-
-    /// Where the partial sums of block `b` of channel `c` are kept: those of a set lie together, in order.
-    fn slot(&self, b: usize, c: usize) -> usize {
-        match self.sets {
-            Sets::Batch => c * self.blocks() + b,
-            Sets::Groups(_) => (b / self.parts() * self.c + c) * self.parts() + b % self.parts(),
-        }
-    }
-
-    /// Partial sums of a set.
-    fn partials(&self) -> usize {
-        match self.sets {
-            Sets::Batch => self.blocks(),
-            Sets::Groups(groups) => self.c / groups * self.parts(),
-        }
-    }
-
     /// The set of channel `c` of sample `n`.
     fn set(&self, n: usize, c: usize) -> usize {
         match self.sets {
@@ -128,13 +83,8 @@ impl Shape {
         if self.sets == Sets::Batch { self.c } else { self.n * self.c }
     }
 
-    /// The coefficient of channel `c` of sample `n`.
-    fn coefficient(&self, n: usize, c: usize) -> usize {
-        if self.sets == Sets::Batch { c } else { n * self.c + c }
-    }
-
-    /// The channels and the sample (0 for a batch) of a set.
-    fn channels(&self, set: usize) -> (usize, std::ops::Range<usize>) {
+    /// The sample (0 for a batch) and the channels of a set.
+    fn channels(&self, set: usize) -> (usize, Range<usize>) {
         match self.sets {
             Sets::Batch => (0, set..set + 1),
             Sets::Groups(groups) => {
@@ -143,18 +93,103 @@ impl Shape {
             }
         }
     }
+}
 
-    /// The runs of elements that follow each other in block `b` of channel `c`, stored channels first.
-    fn planes(&self, b: usize, c: usize) -> impl Iterator<Item = (usize, usize)> {
-        let (shape, block) = (*self, self.block(b));
-        (0..block.samples).map(move |k| (((block.n0 + k) * shape.c + c) * shape.s + block.s0, block.places))
+/// How the channels of a shape that is not empty are cut into blocks: several small planes together (of a batch), or each
+/// plane into parts.
+#[derive(Clone, Copy)]
+struct Cut {
+    shape: Shape,
+    /// Samples whose planes make one block.
+    joined: usize,
+    /// Blocks of a plane.
+    parts: usize,
+    /// Groups of joined samples.
+    groups: usize,
+}
+
+/// Some blocks: those of these groups of samples, and of these parts of the planes.
+#[derive(Clone)]
+struct Blocks {
+    groups: Range<usize>,
+    parts: Range<usize>,
+}
+
+impl Blocks {
+    /// Each of them.
+    #[inline(always)]
+    fn each(self) -> impl DoubleEndedIterator<Item = (usize, usize)> {
+        let parts = self.parts;
+        self.groups.flat_map(move |group| parts.clone().map(move |part| (group, part)))
+    }
+}
+
+impl Cut {
+    fn new(shape: Shape) -> Cut {
+        let joined = if shape.sets == Sets::Batch { (BLOCK / shape.s).max(1) } else { 1 };
+        Cut { shape, joined, parts: shape.s.div_ceil(BLOCK), groups: shape.n.div_ceil(joined) }
     }
 
-    /// The rows of block `b`, stored channels last.
-    fn rows(&self, b: usize) -> std::ops::Range<usize> {
-        let block = self.block(b);
-        let first = block.n0 * self.s + block.s0;
-        first..first + block.samples * block.places
+    /// Blocks of a channel over all samples.
+    fn blocks(&self) -> usize {
+        self.groups * self.parts
+    }
+
+    /// Where the partial sums of a block of channel `c` are kept: those of a set lie together, in order.
+    #[inline(always)]
+    fn slot(&self, (group, part): (usize, usize), c: usize) -> usize {
+        match self.shape.sets {
+            Sets::Batch => c * self.blocks() + group * self.parts + part,
+            Sets::Groups(_) => (group * self.shape.c + c) * self.parts + part,
+        }
+    }
+
+    /// Partial sums of a set.
+    fn partials(&self) -> usize {
+        match self.shape.sets {
+            Sets::Batch => self.blocks(),
+            Sets::Groups(groups) => self.shape.c / groups * self.parts,
+        }
+    }
+
+    /// The coefficient of channel `c` for a group of samples.
+    #[inline(always)]
+    fn coefficient(&self, group: usize, c: usize) -> usize {
+        if self.shape.sets == Sets::Batch { c } else { group * self.shape.c + c }
+    }
+
+    /// The samples of a group.
+    #[inline(always)]
+    fn samples(&self, group: usize) -> Range<usize> {
+        group * self.joined..self.shape.n.min((group + 1) * self.joined)
+    }
+
+    /// The places of a part.
+    #[inline(always)]
+    fn places(&self, part: usize) -> Range<usize> {
+        part * BLOCK..self.shape.s.min((part + 1) * BLOCK)
+    }
+
+    /// The runs of elements that follow each other in a block of channel `c`, stored channels first: first and length.
+    #[inline(always)]
+    fn planes(&self, (group, part): (usize, usize), c: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (shape, places) = (self.shape, self.places(part));
+        self.samples(group).map(move |n| ((n * shape.c + c) * shape.s + places.start, places.len()))
+    }
+
+    /// The one run of a block that is not of joined planes.
+    #[inline(always)]
+    fn plane(&self, (group, part): (usize, usize), c: usize) -> (usize, usize) {
+        let places = self.places(part);
+        ((group * self.shape.c + c) * self.shape.s + places.start, places.len())
+    }
+
+    /// The rows of a block, stored channels last.
+    #[inline(always)]
+    fn rows(&self, (group, part): (usize, usize)) -> Range<usize> {
+        let (samples, places) = (self.samples(group), self.places(part));
+        let first = samples.start * self.shape.s + places.start;
+        first..first + samples.len() * places.len()
     }
 }
 
@@ -164,66 +199,62 @@ impl Shape {
 
 /// Two sweeps over an array with something between them that needs the first sweep over a whole set.
 trait Sweep: Sync {
-    /// The sums of block `b` of the channels.
-    fn measure(&self, b: usize, channels: std::ops::Range<usize>);
+    /// The sums of some blocks of some channels.
+    fn measure(&self, blocks: Blocks, channels: Range<usize>);
     /// What follows from the sums of a set.
     fn finish(&self, set: usize);
     /// The second sweep.
-    fn apply(&self, b: usize, channels: std::ops::Range<usize>);
+    fn apply(&self, blocks: Blocks, channels: Range<usize>);
 }
 
 /// Runs the sweeps, set by set while it is in cache if there are enough sets, else one sweep after the other. The results
 /// do not depend on which.
-fn run(shape: &Shape, sweep: &impl Sweep, measure: bool, apply: bool) {
-    if shape.is_empty() {
-        return;
-    }
-    let blocks = shape.blocks();
-    let elements = shape.len();
-    let all = 0..shape.c;
-    // What can be done by itself: the blocks and channels of some sets.
-    let units: usize = match (shape.sets, shape.last) {
+fn run(cut: &Cut, sweep: &impl Sweep, measure: bool, apply: bool) {
+    let shape = cut.shape;
+    let (elements, all, parts) = (shape.len(), 0..shape.c, 0..cut.parts);
+    // What can be done by itself: some blocks and channels, which are those of some sets.
+    let units = match (shape.sets, shape.last) {
         (Sets::Batch, true) => 1,
         (Sets::Groups(_), true) => shape.n,
         (_, false) => shape.count(),
     };
-    let unit = |u: usize| -> (std::ops::Range<usize>, std::ops::Range<usize>, std::ops::Range<usize>) {
-        let parts = shape.parts();
-        match (shape.sets, shape.last) {
-            (Sets::Batch, true) => (0..blocks, all.clone(), all.clone()),
-            (Sets::Batch, false) => (0..blocks, u..u + 1, u..u + 1),
-            (Sets::Groups(groups), true) => (u * parts..(u + 1) * parts, all.clone(), u * groups..(u + 1) * groups),
-            (Sets::Groups(_), false) => {
-                let (n, channels) = shape.channels(u);
-                (n * parts..(n + 1) * parts, channels, u..u + 1)
-            }
-        }
-    };
     if measure && apply && units >= 2 * parallel::num_threads() {
         return parallel::share(elements, units, |u| {
-            let (blocks, channels, sets) = unit(u);
-            blocks.clone().for_each(|b| sweep.measure(b, channels.clone()));
+            let (groups, channels, sets) = match (shape.sets, shape.last) {
+                (Sets::Batch, true) => (0..cut.groups, all.clone(), all.clone()),
+                (Sets::Batch, false) => (0..cut.groups, u..u + 1, u..u + 1),
+                (Sets::Groups(groups), true) => (u..u + 1, all.clone(), u * groups..(u + 1) * groups),
+                (Sets::Groups(_), false) => {
+                    let (n, channels) = shape.channels(u);
+                    (n..n + 1, channels, u..u + 1)
+                }
+            };
+            let blocks = Blocks { groups, parts: parts.clone() };
+            sweep.measure(blocks.clone(), channels.clone());
             sets.for_each(|set| sweep.finish(set));
-            // The end is still in cache.
-            blocks.rev().for_each(|b| sweep.apply(b, channels.clone()));
+            sweep.apply(blocks, channels);
         });
     }
-    // Channels first, a task is one block of one channel (or of a few, if blocks are small).
-    let per_task =
-        if shape.last { shape.c } else { (4 * BLOCK / (shape.joined() * shape.s).clamp(1, BLOCK)).min(shape.c) };
+    // A task is one block: of all channels if they lie side by side, else of a few.
+    let per_task = if shape.last { shape.c } else { (4 * BLOCK / (cut.joined * shape.s).min(BLOCK)).min(shape.c) };
     let strips = shape.c.div_ceil(per_task);
-    let piece = |t: usize| (t / strips, t % strips * per_task..shape.c.min((t % strips + 1) * per_task));
+    let piece = |t: usize| {
+        let (b, strip) = (t / strips, t % strips);
+        let (group, part) = (b / cut.parts, b % cut.parts);
+        let blocks = Blocks { groups: group..group + 1, parts: part..part + 1 };
+        (blocks, strip * per_task..shape.c.min((strip + 1) * per_task))
+    };
     if measure {
-        parallel::share(elements, blocks * strips, |t| {
-            let (b, channels) = piece(t);
-            sweep.measure(b, channels);
+        parallel::share(elements, cut.blocks() * strips, |t| {
+            let (blocks, channels) = piece(t);
+            sweep.measure(blocks, channels);
         });
         parallel::share(elements, shape.count(), |set| sweep.finish(set));
     }
     if apply {
-        parallel::share(elements, blocks * strips, |t| {
-            let (b, channels) = piece(t);
-            sweep.apply(b, channels);
+        parallel::share(elements, cut.blocks() * strips, |t| {
+            let (blocks, channels) = piece(t);
+            sweep.apply(blocks, channels);
         });
     }
 }
@@ -237,33 +268,52 @@ const STRIP: usize = 32;
 /// And for what is left of them.
 const NARROW: usize = 8;
 
-/// For each of `W` columns, `K` sums of `f(element, column)` over `rows` rows that are `pitch` apart: the lanes and
-/// additions of [`totals`].
-///
-/// # Safety
-/// `offset(row) + column` is what `f` may be called with.
+/// For each of `W` columns, the sum of `f(element, column)` over `rows` rows that are `pitch` apart: the lanes and additions
+/// of [`total`].
 #[inline(always)]
-fn column_totals<T: Real, const W: usize, const K: usize>(
+fn column_total<T: Real, const W: usize>(rows: usize, pitch: usize, f: impl Fn(usize, usize) -> T) -> [f64; W] {
+    let mut lanes = [[T::ZERO; W]; LANES];
+    for row in 0..rows {
+        let lane = &mut lanes[row % LANES];
+        for j in 0..W {
+            lane[j] = lane[j] + f(row * pitch + j, j);
+        }
+    }
+    halve_columns(lanes)
+}
+
+/// Two such sums.
+#[inline(always)]
+fn column_totals<T: Real, const W: usize>(
     rows: usize,
     pitch: usize,
-    f: impl Fn(usize, usize) -> [T; K],
-) -> [[f64; W]; K] {
-    let mut lanes = [[[T::ZERO; W]; LANES]; K];
+    f: impl Fn(usize, usize) -> [T; 2],
+) -> [[f64; W]; 2] {
+    let (mut a, mut b) = ([[T::ZERO; W]; LANES], [[T::ZERO; W]; LANES]);
     for row in 0..rows {
+        let (a, b) = (&mut a[row % LANES], &mut b[row % LANES]);
         for j in 0..W {
-            let terms = f(row * pitch + j, j);
-            for k in 0..K {
-                lanes[k][row % LANES][j] = lanes[k][row % LANES][j] + terms[k];
+            let [x, y] = f(row * pitch + j, j);
+            a[j] = a[j] + x;
+            b[j] = b[j] + y;
+        }
+    }
+    [halve_columns(a), halve_columns(b)]
+}
+
+/// [`super::halve`] for all columns at once.
+#[inline(always)]
+fn halve_columns<T: Real, const W: usize>(mut lanes: [[T; W]; LANES]) -> [f64; W] {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            for j in 0..W {
+                lanes[l][j] = lanes[l][j] + lanes[l + width][j];
             }
         }
+        width /= 2;
     }
-    let mut sums = [[0.0; W]; K];
-    for k in 0..K {
-        for j in 0..W {
-            sums[k][j] = halve(array::from_fn(|l| lanes[k][l][j])).to_f64();
-        }
-    }
-    sums
+    lanes[0].map(Real::to_f64)
 }
 
 /// Copies a column to `out`.
@@ -291,12 +341,12 @@ unsafe fn column_moments<E: Element, const W: usize>(
 ) {
     // SAFETY: as required.
     let at = |i| unsafe { (*x.add(i)).widen() };
-    let [sums] = column_totals::<E::Acc, W, 1>(rows, pitch, |i, _| [at(i)]);
+    let sums = column_total::<E::Acc, W>(rows, pitch, |i, _| at(i));
     let mut centers = [E::Acc::ZERO; W];
     for j in 0..W {
         centers[j] = E::Acc::from_f64(sums[j] / rows as f64);
     }
-    let [s1, s2] = column_totals::<E::Acc, W, 2>(rows, pitch, |i, j| {
+    let [s1, s2] = column_totals::<E::Acc, W>(rows, pitch, |i, j| {
         let d = at(i) - centers[j];
         [d, d * d]
     });
@@ -339,7 +389,7 @@ unsafe fn column_sums<E: Element, const W: usize>(
     for (j, center) in centers[..W].iter().enumerate() {
         [hi[j], lo[j], rstd[j]] = [center.hi, center.lo, center.rstd];
     }
-    column_totals::<E::Acc, W, 2>(rows, pitch, |i, j| {
+    column_totals::<E::Acc, W>(rows, pitch, |i, j| {
         // SAFETY: as required.
         let (x, dy) = unsafe { ((*x.add(i)).widen(), (*dy.add(i)).widen()) };
         [dy, dy * (((x - hi[j]) - lo[j]) * rstd[j])]
@@ -404,7 +454,7 @@ unsafe impl<E: Element> Sync for Forward<'_, E> {}
 
 struct ForwardSweep<'a, E: Element> {
     f: Forward<'a, E>,
-    shape: Shape,
+    cut: Cut,
     partials: Shared<'a, Moments>,
     /// Of each set.
     moments: Shared<'a, Moments>,
@@ -414,11 +464,11 @@ struct ForwardSweep<'a, E: Element> {
 
 impl<E: Element> ForwardSweep<'_, E> {
     fn set_coefficients(&self, set: usize, mean: f64, rstd: f64) {
-        let (n, channels) = self.shape.channels(set);
+        let (n, channels) = self.cut.shape.channels(set);
         for c in channels {
             // SAFETY: only this call has the channels of this set.
             unsafe {
-                *self.coefficients.at(self.shape.coefficient(n, c)) =
+                *self.coefficients.at(self.cut.coefficient(n, c)) =
                     Affine::new(mean, rstd, self.f.weight[c], self.f.bias[c]);
             }
         }
@@ -426,13 +476,13 @@ impl<E: Element> ForwardSweep<'_, E> {
 }
 
 impl<E: Element> Sweep for ForwardSweep<'_, E> {
-    fn measure(&self, b: usize, channels: std::ops::Range<usize>) {
-        let (x, shape, partials) = (self.f.x, self.shape, self.partials);
-        dispatch(self.isa, MeasureMoments { x, shape, b, channels, partials });
+    fn measure(&self, blocks: Blocks, channels: Range<usize>) {
+        let (x, cut, partials) = (self.f.x, self.cut, self.partials);
+        dispatch(self.isa, MeasureMoments { x, cut, blocks, channels, partials });
     }
 
     fn finish(&self, set: usize) {
-        let k = self.shape.partials();
+        let k = self.cut.partials();
         // SAFETY: the partial sums of this set and its result, which no other call has.
         let all = unsafe {
             let all = merged(self.partials.slice(set * k, k));
@@ -444,18 +494,18 @@ impl<E: Element> Sweep for ForwardSweep<'_, E> {
         }
     }
 
-    fn apply(&self, b: usize, channels: std::ops::Range<usize>) {
-        let (f, shape, coefficients) = (self.f, self.shape, self.coefficients);
-        dispatch(self.isa, ApplyForward { f, shape, b, channels, coefficients });
+    fn apply(&self, blocks: Blocks, channels: Range<usize>) {
+        let (f, cut, coefficients) = (self.f, self.cut, self.coefficients);
+        dispatch(self.isa, ApplyForward { f, cut, blocks, channels, coefficients });
     }
 }
 
-/// The moments of a block of some channels.
+/// The moments of some blocks of some channels.
 struct MeasureMoments<'a, E: Element> {
     x: *const E,
-    shape: Shape,
-    b: usize,
-    channels: std::ops::Range<usize>,
+    cut: Cut,
+    blocks: Blocks,
+    channels: Range<usize>,
     partials: Shared<'a, Moments>,
 }
 
@@ -463,50 +513,60 @@ impl<E: Element> Kernel for MeasureMoments<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let MeasureMoments { x, shape, b, channels, partials } = self;
+        let MeasureMoments { x, cut, blocks, channels, partials } = self;
+        let pitch = cut.shape.c;
+        let mut joined = [E::Acc::ZERO; BLOCK];
         // SAFETY: the array has the elements of the shape; no other task has these slots.
         unsafe {
-            if shape.last {
-                let rows = shape.rows(b);
-                let put = |c: usize, moments| *partials.at(shape.slot(b, c)) = moments;
-                let start = |c: usize| x.add(rows.start * shape.c + c);
-                let mut c = channels.start;
-                while c + STRIP <= channels.end {
-                    column_moments::<E, STRIP>(start(c), rows.len(), shape.c, |j, moments| put(c + j, moments));
-                    c += STRIP;
-                }
-                while c + NARROW <= channels.end {
-                    column_moments::<E, NARROW>(start(c), rows.len(), shape.c, |j, moments| put(c + j, moments));
-                    c += NARROW;
-                }
-                for c in c..channels.end {
-                    one_column_moments(start(c), rows.len(), shape.c, |moments| put(c, moments));
-                }
-            } else if shape.block(b).samples == 1 {
-                for c in channels {
-                    for (first, n) in shape.planes(b, c) {
-                        *partials.at(shape.slot(b, c)) = moments(x.add(first), n);
+            if cut.shape.last {
+                for block in blocks.each() {
+                    let rows = cut.rows(block);
+                    let put = |c: usize, moments| *partials.at(cut.slot(block, c)) = moments;
+                    let start = |c: usize| x.add(rows.start * pitch + c);
+                    let mut c = channels.start;
+                    while c + STRIP <= channels.end {
+                        column_moments::<E, STRIP>(start(c), rows.len(), pitch, |j, moments| put(c + j, moments));
+                        c += STRIP;
+                    }
+                    while c + NARROW <= channels.end {
+                        column_moments::<E, NARROW>(start(c), rows.len(), pitch, |j, moments| put(c + j, moments));
+                        c += NARROW;
+                    }
+                    for c in c..channels.end {
+                        one_column_moments(start(c), rows.len(), pitch, |moments| put(c, moments));
                     }
                 }
-            } else {
-                let mut joined = [E::Acc::ZERO; BLOCK];
-                for c in channels {
-                    let n = join(&shape, b, c, x, &mut joined);
-                    *partials.at(shape.slot(b, c)) = moments(joined.as_ptr(), n);
+                return;
+            }
+            for c in channels {
+                for block in blocks.clone().each() {
+                    *partials.at(cut.slot(block, c)) = if cut.joined == 1 {
+                        let (first, n) = cut.plane(block, c);
+                        moments(x.add(first), n)
+                    } else {
+                        let n = join(&cut, block, c, x, &mut joined);
+                        moments(joined.as_ptr(), n)
+                    };
                 }
             }
         }
     }
 }
 
-/// Copies the small planes of block `b` of channel `c`, stored channels first; returns how many elements they are.
+/// Copies the small planes of a block of channel `c`, stored channels first; returns how many elements they are.
 ///
 /// # Safety
 /// The array has the elements of the shape.
 #[inline(always)]
-unsafe fn join<E: Element>(shape: &Shape, b: usize, c: usize, x: *const E, out: &mut [E::Acc; BLOCK]) -> usize {
+unsafe fn join<E: Element>(
+    cut: &Cut,
+    block: (usize, usize),
+    c: usize,
+    x: *const E,
+    out: &mut [E::Acc; BLOCK],
+) -> usize {
     let mut n = 0;
-    for (first, len) in shape.planes(b, c) {
+    for (first, len) in cut.planes(block, c) {
         for (i, out) in out[n..n + len].iter_mut().enumerate() {
             // SAFETY: as required.
             *out = unsafe { (*x.add(first + i)).widen() };
@@ -516,12 +576,12 @@ unsafe fn join<E: Element>(shape: &Shape, b: usize, c: usize, x: *const E, out: 
     n
 }
 
-/// The second sweep over a block of some channels.
+/// The second sweep over some blocks of some channels.
 struct ApplyForward<'a, E: Element> {
     f: Forward<'a, E>,
-    shape: Shape,
-    b: usize,
-    channels: std::ops::Range<usize>,
+    cut: Cut,
+    blocks: Blocks,
+    channels: Range<usize>,
     coefficients: Shared<'a, Affine<E::Acc>>,
 }
 
@@ -529,23 +589,27 @@ impl<E: Element> Kernel for ApplyForward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let ApplyForward { f, shape, b, channels, coefficients } = self;
-        let n0 = shape.block(b).n0;
+        let ApplyForward { f, cut, blocks, channels, coefficients } = self;
+        let pitch = cut.shape.c;
         // SAFETY: the arrays have the elements of the shape; no other task has this part of `y`; nobody writes the
-        // coefficients now.
+        // coefficients now. The blocks come in reverse: the last ones are still in cache.
         unsafe {
-            if shape.last {
-                let of_sample = coefficients.slice(shape.coefficient(n0, 0), shape.c);
-                let [hi, lo, a, bias] = columns(of_sample, |c| [c.hi, c.lo, c.a, c.b]);
-                let [hi, lo, a, bias] = [&hi, &lo, &a, &bias].map(Vec::as_ptr);
-                for row in shape.rows(b) {
-                    let (x, y) = (f.x.add(row * shape.c), f.y.add(row * shape.c));
-                    map(x, y, shape.c, |j, x| ((x - *hi.add(j)) - *lo.add(j)) * *a.add(j) + *bias.add(j));
+            if cut.shape.last {
+                for block in blocks.each().rev() {
+                    let of_sample = coefficients.slice(cut.coefficient(block.0, 0), pitch);
+                    let [hi, lo, a, bias] = columns(of_sample, |c| [c.hi, c.lo, c.a, c.b]);
+                    let [hi, lo, a, bias] = [&hi, &lo, &a, &bias].map(Vec::as_ptr);
+                    for row in cut.rows(block) {
+                        let (x, y) = (f.x.add(row * pitch), f.y.add(row * pitch));
+                        map(x, y, pitch, |j, x| ((x - *hi.add(j)) - *lo.add(j)) * *a.add(j) + *bias.add(j));
+                    }
                 }
-            } else {
-                for c in channels {
-                    let affine = *coefficients.at(shape.coefficient(n0, c));
-                    for (first, n) in shape.planes(b, c) {
+                return;
+            }
+            for c in channels.rev() {
+                for block in blocks.clone().each().rev() {
+                    let affine = *coefficients.at(cut.coefficient(block.0, c));
+                    for (first, n) in cut.planes(block, c) {
                         map(f.x.add(first), f.y.add(first), n, |_, x| affine.apply(x));
                     }
                 }
@@ -591,14 +655,16 @@ unsafe fn sweep_forward<E: Element>(
     write: bool,
     isa: Isa,
 ) -> Vec<Moments> {
-    let (slots, sets) =
-        if given.is_some() || shape.is_empty() { (0, 0) } else { (shape.blocks() * shape.c, shape.count()) };
-    let mut partials = vec![Moments::default(); slots];
-    let mut moments = vec![Moments::default(); sets.max(if given.is_none() { shape.count() } else { 0 })];
+    let mut moments = vec![Moments::default(); if given.is_none() { shape.count() } else { 0 }];
+    if shape.is_empty() {
+        return moments;
+    }
+    let cut = Cut::new(shape);
+    let mut partials = vec![Moments::default(); if given.is_none() { cut.blocks() * shape.c } else { 0 }];
     let mut coefficients = vec![Affine::default(); if write { shape.coefficients() } else { 0 }];
     let sweep = ForwardSweep {
         f,
-        shape,
+        cut,
         partials: Shared::new(&mut partials),
         moments: Shared::new(&mut moments),
         coefficients: Shared::new(&mut coefficients),
@@ -609,7 +675,7 @@ unsafe fn sweep_forward<E: Element>(
             sweep.set_coefficients(set, mean[set], rstd[set]);
         }
     }
-    run(&shape, &sweep, given.is_none(), write);
+    run(&cut, &sweep, given.is_none(), write);
     moments
 }
 
@@ -681,7 +747,7 @@ unsafe impl<E: Element> Sync for Backward<'_, E> {}
 
 struct BackwardSweep<'a, E: Element> {
     b: Backward<'a, E>,
-    shape: Shape,
+    cut: Cut,
     /// One for each coefficient.
     centers: &'a [Center<E::Acc>],
     partials: Shared<'a, [f64; 2]>,
@@ -693,19 +759,20 @@ struct BackwardSweep<'a, E: Element> {
 }
 
 impl<E: Element> Sweep for BackwardSweep<'_, E> {
-    fn measure(&self, b: usize, channels: std::ops::Range<usize>) {
-        let BackwardSweep { shape, partials, .. } = *self;
-        dispatch(self.isa, MeasureSums { b: self.b, centers: self.centers, shape, block: b, channels, partials });
+    fn measure(&self, blocks: Blocks, channels: Range<usize>) {
+        let BackwardSweep { b, centers, cut, partials, .. } = *self;
+        dispatch(self.isa, MeasureSums { b, centers, cut, blocks, channels, partials });
     }
 
     fn finish(&self, set: usize) {
-        let BackwardSweep { b, shape, .. } = self;
+        let BackwardSweep { b, cut, .. } = self;
+        let shape = cut.shape;
         let (n, channels) = shape.channels(set);
-        let first = shape.coefficient(n, channels.start);
-        let per_channel = shape.partials() / channels.len();
+        let first = cut.coefficient(n, channels.start);
+        let per_channel = cut.partials() / channels.len();
         // SAFETY: the partial sums of this set and the sums and slopes of its channels, which no other call has.
         let (partials, sums) = unsafe {
-            (self.partials.slice(set * shape.partials(), shape.partials()), self.sums.slice(first, channels.len()))
+            (self.partials.slice(set * cut.partials(), cut.partials()), self.sums.slice(first, channels.len()))
         };
         for (sum, partials) in sums.iter_mut().zip(partials.chunks_mut(per_channel)) {
             *sum = tree_of_pairs(partials);
@@ -738,19 +805,19 @@ impl<E: Element> Sweep for BackwardSweep<'_, E> {
         }
     }
 
-    fn apply(&self, b: usize, channels: std::ops::Range<usize>) {
-        let BackwardSweep { shape, slopes, .. } = *self;
-        dispatch(self.isa, ApplyBackward { b: self.b, shape, block: b, channels, slopes });
+    fn apply(&self, blocks: Blocks, channels: Range<usize>) {
+        let BackwardSweep { b, cut, slopes, .. } = *self;
+        dispatch(self.isa, ApplyBackward { b, cut, blocks, channels, slopes });
     }
 }
 
-/// `sum(dy)` and `sum(dy xh)` of a block of some channels.
+/// `sum(dy)` and `sum(dy xh)` of some blocks of some channels.
 struct MeasureSums<'a, E: Element> {
     b: Backward<'a, E>,
     centers: &'a [Center<E::Acc>],
-    shape: Shape,
-    block: usize,
-    channels: std::ops::Range<usize>,
+    cut: Cut,
+    blocks: Blocks,
+    channels: Range<usize>,
     partials: Shared<'a, [f64; 2]>,
 }
 
@@ -758,50 +825,49 @@ impl<E: Element> Kernel for MeasureSums<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let MeasureSums { b: Backward { x, dy, .. }, centers, shape, block, channels, partials } = self;
-        let n0 = shape.block(block).n0;
+        let MeasureSums { b: Backward { x, dy, .. }, centers, cut, blocks, channels, partials } = self;
+        let pitch = cut.shape.c;
+        let (mut xs, mut dys) = ([E::Acc::ZERO; BLOCK], [E::Acc::ZERO; BLOCK]);
         // SAFETY: the arrays have the elements of the shape; no other task has these slots.
         unsafe {
-            if shape.last {
-                let centers = &centers[shape.coefficient(n0, 0)..][..shape.c];
-                let rows = shape.rows(block);
-                let start = |c: usize| (x.add(rows.start * shape.c + c), dy.add(rows.start * shape.c + c));
-                let mut c = channels.start;
-                while c + STRIP <= channels.end {
-                    let sums = column_sums::<E, STRIP>(start(c), rows.len(), shape.c, &centers[c..]);
-                    for j in 0..STRIP {
-                        *partials.at(shape.slot(block, c + j)) = [sums[0][j], sums[1][j]];
+            if cut.shape.last {
+                for block in blocks.each() {
+                    let centers = &centers[cut.coefficient(block.0, 0)..][..pitch];
+                    let rows = cut.rows(block);
+                    let n = rows.len();
+                    let put = |c: usize, sums| *partials.at(cut.slot(block, c)) = sums;
+                    let start = |c: usize| (x.add(rows.start * pitch + c), dy.add(rows.start * pitch + c));
+                    let mut c = channels.start;
+                    while c + STRIP <= channels.end {
+                        let [a, b] = column_sums::<E, STRIP>(start(c), n, pitch, &centers[c..]);
+                        (0..STRIP).for_each(|j| put(c + j, [a[j], b[j]]));
+                        c += STRIP;
                     }
-                    c += STRIP;
-                }
-                while c + NARROW <= channels.end {
-                    let sums = column_sums::<E, NARROW>(start(c), rows.len(), shape.c, &centers[c..]);
-                    for j in 0..NARROW {
-                        *partials.at(shape.slot(block, c + j)) = [sums[0][j], sums[1][j]];
+                    while c + NARROW <= channels.end {
+                        let [a, b] = column_sums::<E, NARROW>(start(c), n, pitch, &centers[c..]);
+                        (0..NARROW).for_each(|j| put(c + j, [a[j], b[j]]));
+                        c += NARROW;
                     }
-                    c += NARROW;
-                }
-                for c in c..channels.end {
-                    let (x, dy) = start(c);
-                    let (mut xs, mut dys) = ([E::Acc::ZERO; BLOCK], [E::Acc::ZERO; BLOCK]);
-                    column(x, shape.c, &mut xs[..rows.len()]);
-                    column(dy, shape.c, &mut dys[..rows.len()]);
-                    *partials.at(shape.slot(block, c)) = block_sums(xs.as_ptr(), dys.as_ptr(), rows.len(), centers[c]);
-                }
-            } else if shape.block(block).samples == 1 {
-                for c in channels {
-                    let center = centers[shape.coefficient(n0, c)];
-                    for (first, n) in shape.planes(block, c) {
-                        *partials.at(shape.slot(block, c)) = block_sums(x.add(first), dy.add(first), n, center);
+                    for c in c..channels.end {
+                        let (x, dy) = start(c);
+                        column(x, pitch, &mut xs[..n]);
+                        column(dy, pitch, &mut dys[..n]);
+                        put(c, block_sums(xs.as_ptr(), dys.as_ptr(), n, centers[c]));
                     }
                 }
-            } else {
-                let (mut xs, mut dys) = ([E::Acc::ZERO; BLOCK], [E::Acc::ZERO; BLOCK]);
-                for c in channels {
-                    join(&shape, block, c, x, &mut xs);
-                    let n = join(&shape, block, c, dy, &mut dys);
-                    let center = centers[shape.coefficient(n0, c)];
-                    *partials.at(shape.slot(block, c)) = block_sums(xs.as_ptr(), dys.as_ptr(), n, center);
+                return;
+            }
+            for c in channels {
+                for block in blocks.clone().each() {
+                    let center = centers[cut.coefficient(block.0, c)];
+                    *partials.at(cut.slot(block, c)) = if cut.joined == 1 {
+                        let (first, n) = cut.plane(block, c);
+                        block_sums(x.add(first), dy.add(first), n, center)
+                    } else {
+                        join(&cut, block, c, x, &mut xs);
+                        let n = join(&cut, block, c, dy, &mut dys);
+                        block_sums(xs.as_ptr(), dys.as_ptr(), n, center)
+                    };
                 }
             }
         }
@@ -819,12 +885,12 @@ unsafe fn block_sums<E: Element>(x: *const E, dy: *const E, n: usize, center: Ce
     })
 }
 
-/// The second sweep over a block of some channels.
+/// The second sweep over some blocks of some channels.
 struct ApplyBackward<'a, E: Element> {
     b: Backward<'a, E>,
-    shape: Shape,
-    block: usize,
-    channels: std::ops::Range<usize>,
+    cut: Cut,
+    blocks: Blocks,
+    channels: Range<usize>,
     slopes: Shared<'a, Slope<E::Acc>>,
 }
 
@@ -832,31 +898,35 @@ impl<E: Element> Kernel for ApplyBackward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let ApplyBackward { b: Backward { x, dy, dx, through, .. }, shape, block, channels, slopes } = self;
-        let n0 = shape.block(block).n0;
+        let ApplyBackward { b: Backward { x, dy, dx, through, .. }, cut, blocks, channels, slopes } = self;
+        let pitch = cut.shape.c;
         let constant = matches!(through, Through::Constant);
         // SAFETY: the arrays have the elements of the shape; no other task has this part of `dx`; nobody writes the slopes
-        // now.
+        // now. The blocks come in reverse: the last ones are still in cache.
         unsafe {
-            if shape.last {
-                let of_sample = slopes.slice(shape.coefficient(n0, 0), shape.c);
-                let columns = columns(of_sample, |c| [c.hi, c.lo, c.p, c.q, c.u]);
-                let [hi, lo, p, q, u] = columns.each_ref().map(Vec::as_ptr);
-                for row in shape.rows(block) {
-                    let first = row * shape.c;
-                    if constant {
-                        map(dy.add(first), dx.add(first), shape.c, |j, dy| *p.add(j) * dy);
-                    } else {
-                        zip(x.add(first), dy.add(first), dx.add(first), shape.c, |j, x, dy| {
-                            let d = (x - *hi.add(j)) - *lo.add(j);
-                            (*p.add(j) * dy - *q.add(j)) - d * *u.add(j)
-                        });
+            if cut.shape.last {
+                for block in blocks.each().rev() {
+                    let of_sample = slopes.slice(cut.coefficient(block.0, 0), pitch);
+                    let columns = columns(of_sample, |c| [c.hi, c.lo, c.p, c.q, c.u]);
+                    let [hi, lo, p, q, u] = columns.each_ref().map(Vec::as_ptr);
+                    for row in cut.rows(block) {
+                        let first = row * pitch;
+                        if constant {
+                            map(dy.add(first), dx.add(first), pitch, |j, dy| *p.add(j) * dy);
+                        } else {
+                            zip(x.add(first), dy.add(first), dx.add(first), pitch, |j, x, dy| {
+                                let d = (x - *hi.add(j)) - *lo.add(j);
+                                (*p.add(j) * dy - *q.add(j)) - d * *u.add(j)
+                            });
+                        }
                     }
                 }
-            } else {
-                for c in channels {
-                    let Slope { hi, lo, p, q, u } = *slopes.at(shape.coefficient(n0, c));
-                    for (first, n) in shape.planes(block, c) {
+                return;
+            }
+            for c in channels.rev() {
+                for block in blocks.clone().each().rev() {
+                    let Slope { hi, lo, p, q, u } = *slopes.at(cut.coefficient(block.0, c));
+                    for (first, n) in cut.planes(block, c) {
                         let (x, dy, dx) = (x.add(first), dy.add(first), dx.add(first));
                         if constant {
                             map(dy, dx, n, |_, dy| p * dy);
@@ -902,12 +972,13 @@ unsafe fn sweep_backward<E: Element>(b: Backward<'_, E>, shape: Shape, write: bo
             Center::new(b.mean[set], b.rstd[set])
         })
         .collect();
-    let mut partials = vec![[0.0; 2]; shape.blocks() * shape.c];
+    let cut = Cut::new(shape);
+    let mut partials = vec![[0.0; 2]; cut.blocks() * shape.c];
     let mut sums = vec![[0.0; 2]; k];
     let mut slopes = vec![Slope::default(); if write { k } else { 0 }];
     let sweep = BackwardSweep {
         b,
-        shape,
+        cut,
         centers: &centers,
         partials: Shared::new(&mut partials),
         sums: Shared::new(&mut sums),
@@ -915,7 +986,7 @@ unsafe fn sweep_backward<E: Element>(b: Backward<'_, E>, shape: Shape, write: bo
         write,
         isa,
     };
-    run(&shape, &sweep, true, write);
+    run(&cut, &sweep, true, write);
     if shape.sets == Sets::Batch {
         return sums;
     }

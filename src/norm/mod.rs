@@ -15,41 +15,59 @@ pub mod channels;
 pub mod rows;
 
 /// Elements in a block of the sums here.
-pub const BLOCK: usize = 512;
-
-/// Elements that a loop reads before it writes, so that input and output may be the same memory.
-const WIDTH: usize = 32;
+pub const BLOCK: usize = 1024;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums over a block
 // ---------------------------------------------------------------------------------------------------------------------
 
-/// `K` sums of `f(i)` over `0 .. n`, in 16 lanes added up by halving.
+/// The sum of `f(i)` over `0 .. n`, in 16 lanes added up by halving.
 #[inline(always)]
-pub(crate) fn totals<T: Real, const K: usize>(n: usize, f: impl Fn(usize) -> [T; K]) -> [f64; K] {
-    let mut lanes = [[T::ZERO; LANES]; K];
+pub(crate) fn total<T: Real>(n: usize, f: impl Fn(usize) -> T) -> f64 {
+    let mut lanes = [T::ZERO; LANES];
     let whole = n / LANES * LANES;
     let mut i = 0;
     while i < whole {
         for l in 0..LANES {
-            let terms = f(i + l);
-            for k in 0..K {
-                lanes[k][l] = lanes[k][l] + terms[k];
-            }
+            lanes[l] = lanes[l] + f(i + l);
         }
         i += LANES;
     }
+    let mut lanes = in_memory(lanes);
     for l in 0..n - whole {
-        let terms = f(whole + l);
-        for k in 0..K {
-            lanes[k][l] = lanes[k][l] + terms[k];
+        lanes[l] = lanes[l] + f(whole + l);
+    }
+    halve(lanes).to_f64()
+}
+
+/// Two such sums.
+#[inline(always)]
+pub(crate) fn totals<T: Real>(n: usize, f: impl Fn(usize) -> [T; 2]) -> [f64; 2] {
+    let (mut a, mut b) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for l in 0..LANES {
+            let [x, y] = f(i + l);
+            a[l] = a[l] + x;
+            b[l] = b[l] + y;
         }
+        i += LANES;
     }
-    let mut sums = [0.0; K];
-    for k in 0..K {
-        sums[k] = halve(lanes[k]).to_f64();
+    let (mut a, mut b) = (in_memory(a), in_memory(b));
+    for l in 0..n - whole {
+        let [x, y] = f(whole + l);
+        a[l] = a[l] + x;
+        b[l] = b[l] + y;
     }
-    sums
+    [halve(a).to_f64(), halve(b).to_f64()]
+}
+
+/// The lanes after a loop over whole groups, as they are. That they must be stored side by side here is what makes the
+/// compiler keep them in vectors in the loop; it would often take 16 scalars.
+#[inline(always)]
+pub(crate) fn in_memory<L>(lanes: L) -> L {
+    std::hint::black_box(lanes)
 }
 
 /// The sum of the lanes: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
@@ -146,7 +164,7 @@ pub fn rstd(var: f64, eps: f64) -> f64 {
 unsafe fn moments_in<E: Element, T: Real>(x: *const E, n: usize) -> (Moments, f64) {
     // SAFETY: as required.
     let at = |i| unsafe { T::from_f64((*x.add(i)).widen().to_f64()) };
-    let [s] = totals(n, |i| [at(i)]);
+    let s = total(n, at);
     let center = T::from_f64(s / n as f64);
     let sums = totals(n, |i| {
         let d = at(i) - center;
@@ -178,11 +196,11 @@ unsafe fn moments<E: Element>(x: *const E, n: usize) -> Moments {
 unsafe fn squares<E: Element>(x: *const E, n: usize) -> f64 {
     // SAFETY: as required.
     let at = |i| unsafe { (*x.add(i)).widen() };
-    let [sum] = totals(n, |i| [at(i) * at(i)]);
+    let sum = total(n, |i| at(i) * at(i));
     if size_of::<E::Acc>() == 8 || in_range(sum) {
         return sum;
     }
-    totals(n, |i| [at(i).to_f64() * at(i).to_f64()])[0]
+    total(n, |i| at(i).to_f64() * at(i).to_f64())
 }
 
 /// A mean in two parts of the type that is computed in, and `1 / sqrt(var + eps)`: `x` is normalised to
@@ -237,20 +255,16 @@ where
     A: Element,
     B: Element,
 {
-    let whole = n / WIDTH * WIDTH;
-    let mut i = 0;
-    // SAFETY: as required; all of a group is read before any of it is written.
+    // SAFETY: as required. Two loops, because the compiler vectorises each only if it sees which case it is.
     unsafe {
-        while i < whole {
-            let mut values = [B::narrow(B::Acc::ZERO); WIDTH];
-            for (j, value) in values.iter_mut().enumerate() {
-                *value = B::narrow(f(i + j, (*x.add(i + j)).widen()));
+        if x.addr() == y.addr() {
+            for i in 0..n {
+                *y.add(i) = B::narrow(f(i, (*y.cast::<A>().add(i)).widen()));
             }
-            y.add(i).cast::<[B; WIDTH]>().write(values);
-            i += WIDTH;
-        }
-        for i in whole..n {
-            *y.add(i) = B::narrow(f(i, (*x.add(i)).widen()));
+        } else {
+            for i in 0..n {
+                *y.add(i) = B::narrow(f(i, (*x.add(i)).widen()));
+            }
         }
     }
 }
@@ -267,20 +281,20 @@ pub(crate) unsafe fn zip<E: Element>(
     n: usize,
     f: impl Fn(usize, E::Acc, E::Acc) -> E::Acc,
 ) {
-    let whole = n / WIDTH * WIDTH;
-    let mut i = 0;
-    // SAFETY: as required; all of a group is read before any of it is written.
+    // SAFETY: as required. Three loops for the same reason.
     unsafe {
-        while i < whole {
-            let mut values = [E::narrow(E::Acc::ZERO); WIDTH];
-            for (j, value) in values.iter_mut().enumerate() {
-                *value = E::narrow(f(i + j, (*a.add(i + j)).widen(), (*b.add(i + j)).widen()));
+        if a.addr() == y.addr() {
+            for i in 0..n {
+                *y.add(i) = E::narrow(f(i, (*y.add(i)).widen(), (*b.add(i)).widen()));
             }
-            y.add(i).cast::<[E; WIDTH]>().write(values);
-            i += WIDTH;
-        }
-        for i in whole..n {
-            *y.add(i) = E::narrow(f(i, (*a.add(i)).widen(), (*b.add(i)).widen()));
+        } else if b.addr() == y.addr() {
+            for i in 0..n {
+                *y.add(i) = E::narrow(f(i, (*a.add(i)).widen(), (*y.add(i)).widen()));
+            }
+        } else {
+            for i in 0..n {
+                *y.add(i) = E::narrow(f(i, (*a.add(i)).widen(), (*b.add(i)).widen()));
+            }
         }
     }
 }

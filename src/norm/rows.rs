@@ -9,7 +9,7 @@
 use std::array;
 use std::ops::Range;
 
-use super::{BLOCK, Center, Moments, halve, map, merged, moments, rstd, squares, tree_of_pairs, zip};
+use super::{BLOCK, Center, Moments, halve, in_memory, map, merged, moments, rstd, squares, tree_of_pairs, zip};
 use crate::array::Shared;
 use crate::float::{Element, Real};
 use crate::parallel::{self, CHUNK};
@@ -270,7 +270,7 @@ unsafe fn backward_of_set<E: Element, const CENTER: bool>(
             let n = BLOCK.min(size - start);
             let (x, dy, weight) = (x.add(start), dy.add(start), weight.add(start));
             let (for_weight, for_bias) = (for_weight.add(start), for_bias.add(start));
-            let mut lanes = [[E::Acc::ZERO; LANES]; 2];
+            let (mut for_g, mut for_gx) = ([E::Acc::ZERO; LANES], [E::Acc::ZERO; LANES]);
             let term = |i: usize| {
                 let (xh, dy) = (normalise((*x.add(i)).widen()), (*dy.add(i)).widen());
                 (xh, dy, *weight.add(i) * dy)
@@ -279,26 +279,31 @@ unsafe fn backward_of_set<E: Element, const CENTER: bool>(
             let mut i = 0;
             while i < whole {
                 // All of a group is read before any of it is written.
-                let mut terms = [[E::Acc::ZERO; LANES]; 4];
+                let mut terms = [[E::Acc::ZERO; LANES]; 2];
                 for l in 0..LANES {
                     let (xh, dy, g) = term(i + l);
-                    lanes[0][l] = lanes[0][l] + g;
-                    lanes[1][l] = lanes[1][l] + g * xh;
+                    for_g[l] = for_g[l] + g;
+                    for_gx[l] = for_gx[l] + g * xh;
                     terms[0][l] = *for_weight.add(i + l) + dy * xh;
                     terms[1][l] = *for_bias.add(i + l) + dy;
                 }
-                for_weight.add(i).cast::<[E::Acc; LANES]>().write(terms[0]);
-                for_bias.add(i).cast::<[E::Acc; LANES]>().write(terms[1]);
+                for l in 0..LANES {
+                    *for_weight.add(i + l) = terms[0][l];
+                }
+                for l in 0..LANES {
+                    *for_bias.add(i + l) = terms[1][l];
+                }
                 i += LANES;
             }
+            let (mut for_g, mut for_gx) = (in_memory(for_g), in_memory(for_gx));
             for l in 0..n - whole {
                 let (xh, dy, g) = term(whole + l);
-                lanes[0][l] = lanes[0][l] + g;
-                lanes[1][l] = lanes[1][l] + g * xh;
+                for_g[l] = for_g[l] + g;
+                for_gx[l] = for_gx[l] + g * xh;
                 *for_weight.add(whole + l) = *for_weight.add(whole + l) + dy * xh;
                 *for_bias.add(whole + l) = *for_bias.add(whole + l) + dy;
             }
-            *partial = [halve(lanes[0]).to_f64(), halve(lanes[1]).to_f64()];
+            *partial = [halve(for_g).to_f64(), halve(for_gx).to_f64()];
         }
         let sums = tree_of_pairs(partials);
         let [c1, c2] = array::from_fn(|k| E::Acc::from_f64(sums[k] / size as f64));

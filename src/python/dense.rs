@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use super::array::{Header, kind_of, output, refuse_dangling, refuse_masked};
 use crate::float::{DType, Real};
+use crate::parallel::ieee;
 use crate::simd::Isa;
 
 /// A dense array: its address, element type and number of elements.
@@ -122,7 +123,7 @@ pub(super) fn values<T: Real>(
     if len > 0 {
         let shape: Vec<usize> = header.shape().into_iter().filter(|&n| n != 1).collect();
         // SAFETY: the header is that of a live array, and the interpreter is attached.
-        unsafe { header.view(kind, false).load(Isa::current(), &shape, 0, &mut out) };
+        ieee(|| unsafe { header.view(kind, false).load(Isa::current(), &shape, 0, &mut out) });
     }
     Ok(out)
 }
@@ -153,11 +154,11 @@ impl<'a, 'py> Store<'a, 'py> {
     /// Stores them.
     pub(super) fn put<T: Real>(&self, numbers: impl Iterator<Item = f64>) -> PyResult<()> {
         let (header, kind) = output(self.array, &|| self.bytes.name.to_string())?;
-        let numbers: Vec<T> = numbers.map(T::from_f64).collect();
+        let numbers: Vec<T> = ieee(|| numbers.map(T::from_f64).collect());
         if header.len() == numbers.len() && !numbers.is_empty() {
             let shape: Vec<usize> = header.shape().into_iter().filter(|&n| n != 1).collect();
             // SAFETY: the header is that of a live array that may be written, and the interpreter is attached.
-            unsafe { header.view(kind, false).store(Isa::current(), &shape, 0, &numbers) };
+            ieee(|| unsafe { header.view(kind, false).store(Isa::current(), &shape, 0, &numbers) });
         }
         Ok(())
     }

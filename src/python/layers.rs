@@ -6,12 +6,13 @@ use pyo3::prelude::*;
 
 use super::array::output;
 use super::dense::{Dense, Store, values};
-use crate::activation::{self, Gelu};
+use crate::activation::{self, Gelu, Plain};
 use crate::dropout::{self, Draw, Units};
 use crate::float::{Bf16, DType, Element, F16, Real};
 use crate::loss::{self, BinaryCrossEntropy, CrossEntropy, Pairs, SquaredError, Target};
 use crate::norm::channels::{self, Sets, Through};
 use crate::norm::rows;
+use crate::parallel;
 use crate::philox::{self, Stream};
 use crate::reduce;
 use crate::simd::Isa;
@@ -43,6 +44,11 @@ macro_rules! with_element {
 type Array<'a, 'py> = &'a Bound<'py, PyAny>;
 type Numbers<'py> = Bound<'py, PyArray1<f64>>;
 
+/// Without the interpreter, in the IEEE floating-point environment.
+fn native<R: Send>(py: Python<'_>, f: impl FnOnce() -> R + Send) -> R {
+    py.detach(|| parallel::ieee(f))
+}
+
 fn product(shape: &[usize], what: &str) -> PyResult<usize> {
     shape
         .iter()
@@ -63,9 +69,11 @@ fn weights<T: Real>(weight: Option<Array<'_, '_>>, len: usize, offset: f64) -> P
     let mut values = values::<T>(weight, "weight", len, 1.0)?;
     if offset != 0.0 && weight.is_some() {
         let offset = T::from_f64(offset);
-        for w in &mut values {
-            *w = offset + *w;
-        }
+        parallel::ieee(|| {
+            for w in &mut values {
+                *w = offset + *w;
+            }
+        });
     }
     Ok(values)
 }
@@ -103,7 +111,7 @@ pub(super) fn norm_rows<'py>(
         let bias = values::<<E as Element>::Acc>(bias, "bias", shape.row(), -0.0)?;
         let mut mean = vec![0.0; if center { shape.sets() } else { 0 }];
         let mut var = vec![0.0; shape.sets()];
-        py.detach(|| {
+        native(py, || {
             let f = rows::Forward::<E> {
                 x: x.as_ptr(),
                 residual: residual.as_ref().zip(hidden.as_ref()).map(|(r, h)| (r.as_ptr(), h.as_mut_ptr())),
@@ -160,7 +168,7 @@ pub(super) fn norm_rows_backward<'py>(
     with_element!(x.dtype, E => {
         type T = <E as Element>::Acc;
         let weight = weights::<T>(weight, shape.row(), offset)?;
-        let params = py.detach(|| {
+        let params = native(py, || {
             let b = rows::Backward::<E> {
                 x: x.as_ptr(),
                 dy: dy.as_ptr(),
@@ -253,7 +261,7 @@ pub(super) fn norm_channels<'py>(
     with_element!(x.dtype, E => {
         let weight = weights::<<E as Element>::Acc>(weight, shape.c, 0.0)?;
         let bias = values::<<E as Element>::Acc>(bias, "bias", shape.c, -0.0)?;
-        let moments = py.detach(|| {
+        let moments = native(py, || {
             let isa = Isa::current();
             // SAFETY: as in `norm_rows`.
             unsafe {
@@ -323,7 +331,7 @@ pub(super) fn norm_channels_backward<'py>(
     with_element!(x.dtype, E => {
         type T = <E as Element>::Acc;
         let weight = weights::<T>(weight, shape.c, 0.0)?;
-        let sums = py.detach(|| {
+        let sums = native(py, || {
             let b = channels::Backward::<E> {
                 x: x.as_ptr(),
                 dy: dy.as_ptr(),
@@ -361,7 +369,7 @@ pub(super) fn dropout_draw(
     offset: u64,
     units: Option<(usize, usize, usize)>,
 ) -> PyResult<()> {
-    let (x, y) = dropout_arrays(x, y)?;
+    let (x, y) = one_to_one(x, y)?;
     let draw = Draw { stream: Stream { seed, stream }, offset, p };
     let count = units.map_or(x.len, |(count, ..)| count);
     if u128::from(offset) + count as u128 > 1 << 64 {
@@ -374,7 +382,7 @@ pub(super) fn dropout_draw(
     {
         return Err(PyValueError::new_err("the units must make up the array"));
     }
-    py.detach(|| {
+    native(py, || {
         let isa = Isa::current();
         with_element!(x.dtype, E => {
             // SAFETY: as in `norm_rows`.
@@ -404,12 +412,12 @@ pub(super) fn dropout_mask(
     p: f64,
     mask: PyReadonlyArray1<'_, bool>,
 ) -> PyResult<()> {
-    let (x, y) = dropout_arrays(x, y)?;
+    let (x, y) = one_to_one(x, y)?;
     let mask = mask.as_slice().ok().filter(|mask| mask.len() == x.len);
     let Some(mask) = mask else {
         return Err(PyValueError::new_err(format!("mask must be contiguous, with {} elements", x.len)));
     };
-    py.detach(|| {
+    native(py, || {
         with_element!(x.dtype, E => {
             // SAFETY: as in `norm_rows`.
             unsafe { dropout::units::<E>(x.as_ptr(), y.as_mut_ptr(), x.len, mask, Units::Runs(1), p, Isa::current()) }
@@ -418,7 +426,7 @@ pub(super) fn dropout_mask(
     Ok(())
 }
 
-fn dropout_arrays(x: Array<'_, '_>, y: Array<'_, '_>) -> PyResult<(Dense, Dense)> {
+fn one_to_one(x: Array<'_, '_>, y: Array<'_, '_>) -> PyResult<(Dense, Dense)> {
     let len = len_of(x)?;
     let x = Dense::input(x, "input", len, None)?;
     let y = Dense::output(y, "out", len, Some(x.dtype))?;
@@ -496,7 +504,7 @@ pub(super) fn cross_entropy<'py>(
             scale,
         };
         // SAFETY: as in `norm_rows`; the classes were checked.
-        Ok(PyArray1::from_vec(py, py.detach(|| unsafe { loss::cross_entropy(call, Isa::current()) })))
+        Ok(PyArray1::from_vec(py, native(py, || unsafe { loss::cross_entropy(call, Isa::current()) })))
     })
 }
 
@@ -549,7 +557,7 @@ pub(super) fn pointwise_loss(
         };
         let isa = Isa::current();
         // SAFETY: as in `norm_rows`.
-        py.detach(|| unsafe {
+        native(py, || unsafe {
             match kind {
                 "mse" => Ok(loss::pointwise(SquaredError, pairs, isa)),
                 "bce" => {
@@ -568,7 +576,7 @@ pub(super) fn pointwise_loss(
 pub(super) fn sum_of_squares(py: Python<'_>, x: Array<'_, '_>) -> PyResult<f64> {
     let x = Dense::input(x, "params", len_of(x)?, None)?;
     // SAFETY: as in `norm_rows`.
-    Ok(py.detach(|| {
+    Ok(native(py, || {
         with_element!(x.dtype, E => {
             // SAFETY: as in `norm_rows`.
             unsafe { loss::sum_of_squares::<E>(x.as_ptr(), x.len, Isa::current()) }
@@ -593,15 +601,45 @@ pub(super) fn gelu(
     y: Array<'_, '_>,
     tanh: bool,
 ) -> PyResult<()> {
-    let (x, y) = dropout_arrays(x, y)?;
+    let (x, y) = one_to_one(x, y)?;
     let dy = dy.map(|dy| Dense::input(dy, "grad_output", x.len, Some(x.dtype))).transpose()?;
     y.apart_from(&dy, true)?;
     let form = if tanh { Gelu::Tanh } else { Gelu::Exact };
-    py.detach(|| {
+    native(py, || {
         with_element!(x.dtype, E => {
             // SAFETY: as in `norm_rows`.
             unsafe {
                 activation::gelu::<E>(form, x.as_ptr(), dy.as_ref().map(Dense::as_ptr), y.as_mut_ptr(), x.len);
+            }
+        });
+    });
+    Ok(())
+}
+
+/// `max(x, 0)` into `y`, or with `dy` its gradient.
+#[pyfunction]
+#[pyo3(signature = (x, dy, y, /))]
+pub(super) fn relu(py: Python<'_>, x: Array<'_, '_>, dy: Option<Array<'_, '_>>, y: Array<'_, '_>) -> PyResult<()> {
+    plain(py, Plain::Relu, x, dy, y)
+}
+
+/// `factor * x` into `y`.
+#[pyfunction]
+#[pyo3(signature = (x, y, factor, /))]
+pub(super) fn scale(py: Python<'_>, x: Array<'_, '_>, y: Array<'_, '_>, factor: f64) -> PyResult<()> {
+    plain(py, Plain::Scale(factor), x, None, y)
+}
+
+fn plain(py: Python<'_>, f: Plain, x: Array<'_, '_>, dy: Option<Array<'_, '_>>, y: Array<'_, '_>) -> PyResult<()> {
+    let (x, y) = one_to_one(x, y)?;
+    let dy = dy.map(|dy| Dense::input(dy, "grad_output", x.len, Some(x.dtype))).transpose()?;
+    y.apart_from(&dy, true)?;
+    native(py, || {
+        with_element!(x.dtype, E => {
+            // SAFETY: as in `norm_rows`.
+            unsafe {
+                let dy = dy.as_ref().map(Dense::as_ptr);
+                activation::plain::<E>(f, x.as_ptr(), dy, y.as_mut_ptr(), x.len, Isa::current());
             }
         });
     });

@@ -22,7 +22,8 @@ mod _core {
     #[pymodule_export]
     use super::layers::{
         check_output, cross_entropy, dropout_draw, dropout_mask, gelu, norm_channels, norm_channels_backward,
-        norm_rows, norm_rows_backward, philox_block, pointwise_loss, sum_of_squares, tree_sum, use_instruction_set,
+        norm_rows, norm_rows_backward, philox_block, pointwise_loss, relu, scale, sum_of_squares, tree_sum,
+        use_instruction_set,
     };
     #[pymodule_export]
     use super::plan::{Plan, Values};

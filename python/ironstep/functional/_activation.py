@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .. import _core
-from ._arrays import Array, Out, array, c_order, like
+from ._arrays import Array, Out, array, like, memory_order
 
 __all__ = ["gelu", "gelu_backward", "relu", "relu_backward"]
 
 
 def relu(input: Any, *, out: Array | None = None) -> Array:
-    """The positive part, `max(x, 0)`; NaN stays NaN.
+    """The positive part, `max(x, 0)`; NaN and -0 stay as they are.
 
     Args:
         input: x, float32, float64, float16 or bfloat16, of any layout.
@@ -35,10 +33,10 @@ def relu(input: Any, *, out: Array | None = None) -> Array:
         Nair & Hinton, Rectified linear units improve restricted Boltzmann machines, ICML 2010.
     """
     x = array(input, "input")
-    y = Out(out, "out", x.shape, x.dtype, c_order(x.ndim), inputs=[("input", x)])
-    with np.errstate(all="ignore"):
-        np.maximum(x, x.dtype.type(0), out=y.result)
-    return y.result
+    layout = memory_order(x)
+    y = Out(out, "out", x, layout, inputs=[("input", x)])
+    _core.relu(layout.dense(x), None, y.buffer)
+    return y.done()
 
 
 def relu_backward(grad_output: Any, input: Any, *, out: Array | None = None) -> Array:
@@ -66,13 +64,10 @@ def relu_backward(grad_output: Any, input: Any, *, out: Array | None = None) -> 
     """
     x = array(input, "input")
     dy = like(grad_output, "grad_output", x, "input")
-    dx = Out(out, "out", x.shape, x.dtype, c_order(x.ndim), inputs=[("grad_output", dy), ("input", x)])
-    with np.errstate(all="ignore"):
-        dropped = x <= x.dtype.type(0)
-    if dx.result is not dy:
-        dx.result[...] = dy
-    np.copyto(dx.result, dx.result.dtype.type(0), where=dropped)
-    return dx.result
+    layout = memory_order(x)
+    dx = Out(out, "out", x, layout, inputs=[("grad_output", dy), ("input", x)])
+    _core.relu(layout.dense(x), layout.dense(dy), dx.buffer)
+    return dx.done()
 
 
 def _tanh(approximate: str) -> bool:
@@ -110,8 +105,8 @@ def gelu(input: Any, approximate: str = "none", *, out: Array | None = None) -> 
     """
     tanh = _tanh(approximate)
     x = array(input, "input")
-    layout = c_order(x.ndim)
-    y = Out(out, "out", x.shape, x.dtype, layout, inputs=[("input", x)])
+    layout = memory_order(x)
+    y = Out(out, "out", x, layout, inputs=[("input", x)])
     _core.gelu(layout.dense(x), None, y.buffer, tanh)
     return y.done()
 
@@ -143,7 +138,7 @@ def gelu_backward(grad_output: Any, input: Any, approximate: str = "none", *, ou
     tanh = _tanh(approximate)
     x = array(input, "input")
     dy = like(grad_output, "grad_output", x, "input")
-    layout = c_order(x.ndim)
-    dx = Out(out, "out", x.shape, x.dtype, layout, inputs=[("grad_output", dy), ("input", x)])
+    layout = memory_order(x)
+    dx = Out(out, "out", x, layout, inputs=[("grad_output", dy), ("input", x)])
     _core.gelu(layout.dense(x), layout.dense(dy), dx.buffer, tanh)
     return dx.done()

@@ -118,6 +118,19 @@ def c_order(ndim: int) -> Layout:
     return Layout(tuple(range(ndim)))
 
 
+def memory_order(x: Array) -> Layout:
+    """The order that the array has in memory, for functions that do not mind which."""
+    if x.flags.c_contiguous:
+        return c_order(x.ndim)
+    # Sorting is stable: equal strides (axes of length 1) stay in order.
+    return Layout(tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))))
+
+
+def contiguous(x: Any, dtype: Any) -> Array:
+    """The values as an array of that type that is contiguous and aligned."""
+    return np.require(x, dtype, ["C", "A"])
+
+
 class Out:
     """Where a result goes: a new array, or the caller's `out`, through a copy if the core cannot write it as it is."""
 
@@ -125,30 +138,35 @@ class Out:
         self,
         out: Any,
         name: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
+        like: Array,
         layout: Layout,
         *,
         inputs: Iterable[Any] = (),
         apart: Iterable[Any] = (),
     ) -> None:
-        """`inputs`: (name, array) that `out` may be, but not overlap otherwise; `apart`: those it must not meet."""
+        """A result of the shape, type and memory order of `like`, which the core writes in a certain layout.
+
+        `inputs`: (name, array) that `out` may be, but not overlap otherwise; `apart`: those it must not meet.
+        """
         self.result: Array
         self.buffer: Array
         """What the core writes."""
         if out is None:
-            self.result = self.buffer = layout.empty(shape, dtype)
-            return
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"{name} must be a NumPy array, got {_kind(out)}")
-        if out.shape != shape or out.dtype.newbyteorder("=") != dtype.newbyteorder("="):
-            raise ValueError(f"{name} must be {dtype.name} of shape {shape}, got {out.dtype.name} of shape {out.shape}")
-        _core.check_output(out, name)
-        for group, may_be in ((inputs, True), (apart, False)):
-            for other_name, other in group:
-                _refuse_overlap(out, name, other, other_name, may_be)
-        self.result = out
-        self.buffer = out if layout.fits(out) else layout.empty(shape, dtype)
+            self.result = np.empty_like(like, like.dtype.newbyteorder("="), subok=False)
+        else:
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"{name} must be a NumPy array, got {_kind(out)}")
+            shape, dtype = like.shape, like.dtype.newbyteorder("=")
+            if out.shape != shape or out.dtype.newbyteorder("=") != dtype:
+                raise ValueError(
+                    f"{name} must be {dtype.name} of shape {shape}, got {out.dtype.name} of shape {out.shape}"
+                )
+            _core.check_output(out, name)
+            for group, may_be in ((inputs, True), (apart, False)):
+                for other_name, other in group:
+                    _refuse_overlap(out, name, other, other_name, may_be)
+            self.result = out
+        self.buffer = self.result if layout.fits(self.result) else layout.empty(like.shape, like.dtype)
 
     def done(self) -> Array:
         """The result, when the core has written it."""
@@ -157,8 +175,19 @@ class Out:
         return self.result
 
 
+def overlap(a: Array, b: Any) -> bool | None:
+    """Whether two arrays share an element; `None` if it cannot be told in reasonable time."""
+    if not isinstance(b, np.ndarray) or not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, 1_000_000)  # type: ignore[arg-type]
+    except RuntimeError:  # numpy.exceptions.TooHardError
+        return None
+
+
 def _refuse_overlap(out: Array, name: str, other: Any, other_name: str, may_be: bool) -> None:
-    if not isinstance(other, np.ndarray) or not np.may_share_memory(out, other):
+    shared = overlap(out, other)
+    if shared is False:
         return
     same = (
         may_be
@@ -169,12 +198,9 @@ def _refuse_overlap(out: Array, name: str, other: Any, other_name: str, may_be: 
     )
     if same:
         return
-    try:
-        if not np.shares_memory(out, other, 1_000_000):  # type: ignore[arg-type]
-            return
-        verdict = "they overlap in memory"
-    except RuntimeError:  # numpy.exceptions.TooHardError
-        verdict = "it cannot be told in reasonable time whether they overlap in memory"
+    verdict = (
+        "they overlap in memory" if shared else "it cannot be told in reasonable time whether they overlap in memory"
+    )
     or_same = " or the same array" if may_be else ""
     raise ValueError(f"{name} and {other_name} must be apart{or_same}, but {verdict}; make a copy of one")
 

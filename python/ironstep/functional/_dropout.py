@@ -128,6 +128,8 @@ def _forward(
         seed = integer("seed", seed, 0, _WORD)
     if mask is not None:
         mask = _checked_mask(mask, x.shape)
+        if training and p == 1.0:
+            raise ValueError("p must be below 1 with a mask: what is kept is divided by 1 - p")
     elif training and 0.0 < p < 1.0 and seed is None:
         raise ValueError("seed must be given in training: the same seed and stream give the same mask")
     if inplace:
@@ -157,7 +159,7 @@ def _apply(x: Array, name: str, saved: DropoutSaved, out: Any) -> Array:
     layout, units, exact = c_order(x.ndim), None, saved.p in (0.0, 1.0) and saved.mask is None
     if not exact and saved.mask is None:
         layout, units = _units(x, saved)
-    y = Out(out, "out", x.shape, x.dtype, layout, inputs=[(name, x)], apart=[("mask", saved.mask)])
+    y = Out(out, "out", x, layout, inputs=[(name, x)], apart=[("mask", saved.mask)])
     if exact:
         # No number is needed.
         y.result[...] = x if saved.p == 0.0 else 0

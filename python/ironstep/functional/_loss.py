@@ -8,7 +8,23 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ._arrays import NOT_NEGATIVE, PROBABILITY, Array, Out, array, c_order, compute, integer, like, number
+from ._arrays import (
+    NOT_NEGATIVE,
+    PROBABILITY,
+    Array,
+    Out,
+    array,
+    c_order,
+    compute,
+    contiguous,
+    integer,
+    is_float,
+    like,
+    memory_order,
+    number,
+    overlap,
+    refuse_overlaps,
+)
 
 __all__ = [
     "LossSaved",
@@ -52,6 +68,16 @@ def _checked(saved: Any, kind: str) -> LossSaved:
         got = f"that of {saved.kind}" if isinstance(saved, LossSaved) else type(saved).__name__
         raise TypeError(f"saved must be what {kind}(..., save=True) returned, got {got}")
     return saved
+
+
+def _upstream(grad_output: Any, shape: tuple[int, ...]) -> Array:
+    """The gradient of the loss as an array of numbers."""
+    values = np.asarray(grad_output)
+    if values.dtype.kind not in "iu" and not is_float(values.dtype):
+        raise TypeError(f"grad_output must be a number or an array of numbers, got {grad_output!r}")
+    if values.shape != shape:
+        raise ValueError(f"grad_output must have shape {shape}, got {values.shape}")
+    return values
 
 
 def _returned(loss: Any, grad: Array | None, saved: LossSaved, return_grad: bool, save: bool) -> Any:
@@ -212,10 +238,9 @@ class _CrossEntropy:
                 raise ValueError(
                     f"target must have shape {self.sample_shape}, like input without its classes, got {target.shape}"
                 )
-            with np.errstate(all="ignore"):
-                if target.dtype == np.uint64 and (target > (1 << 63) - 1).any():
-                    raise ValueError(f"target must be below the number of classes, {k}")
-            self.core_target = np.ascontiguousarray(target, np.int64).reshape(-1)
+            if target.dtype == np.uint64 and target.size and target.max() > (1 << 63) - 1:
+                raise ValueError(f"target must be below the number of classes, {k}, got {target.max()}")
+            self.core_target = contiguous(target, np.int64).reshape(-1)
         else:
             target = array(target, "target")
             if target.shape != x.shape:
@@ -232,25 +257,22 @@ class _CrossEntropy:
         x, rows = self.input, int(np.prod(self.sample_shape))
         if out is not None and not want_grad:
             raise ValueError("out must be given only with return_grad=True: it takes the gradient")
-        if save and isinstance(out, np.ndarray) and np.may_share_memory(out, x):
+        if save and overlap(x, out) is not False:
             raise ValueError("out must not be the input if save=True, because the backward call needs the input")
         count = self._count(rows)
         with np.errstate(all="ignore"):
             if grad_output is None:
                 scale = np.ones(1)
             else:
-                scale = np.asarray(grad_output, np.float64)
                 wanted = self.sample_shape if self.reduction == "none" else ()
-                if scale.shape != wanted:
-                    raise ValueError(f"grad_output must have shape {wanted}, got {scale.shape}")
-                scale = np.ascontiguousarray(scale.reshape(-1))
+                scale = contiguous(_upstream(grad_output, wanted), np.float64).reshape(-1)
             if self.reduction == "mean":
                 scale = scale / np.float64(count)
         target: Out | None = None
         buffer: Array | None = None
         if want_grad:
-            apart = [("target", self.target), ("weight", self.weight)]
-            target = Out(out, "out", x.shape, x.dtype, c_order(x.ndim), inputs=[("input", x)], apart=apart)
+            apart = [("target", self.target), ("weight", self.weight), ("grad_output", grad_output)]
+            target = Out(out, "out", x, c_order(x.ndim), inputs=[("input", x)], apart=apart)
             last = target.buffer.transpose(self.to_last)
             buffer = last if self.layout.fits(last) else self.layout.empty(last.shape, last.dtype)
         losses = _core.cross_entropy(
@@ -309,10 +331,10 @@ def _pointwise(
     x = array(input, "input")
     target = like(target, "target", x, "input")
     reduction = _reduction(reduction)
-    wide = compute(x.dtype)
+    wide, layout = compute(x.dtype), memory_order(x)
     if out is not None and not want_grad:
         raise ValueError("out must be given only with return_grad=True: it takes the gradient")
-    if save and isinstance(out, np.ndarray) and (np.may_share_memory(out, x) or np.may_share_memory(out, target)):
+    if save and not (overlap(x, out) is False and overlap(target, out) is False):
         raise ValueError("out must not be the input or target if save=True, because the backward call needs them")
 
     def factor(values: Any, name: str) -> Array | None:
@@ -323,24 +345,23 @@ def _pointwise(
             values = np.broadcast_to(values, x.shape)
         except ValueError:
             raise ValueError(f"{name} must be broadcast to the shape of input, {x.shape}, got {values.shape}") from None
-        return np.array(values, wide, order="C")
+        return layout.dense(values.astype(wide))
 
     weights, pos_weights = factor(weight, "weight"), factor(pos_weight, "pos_weight")
     upstream, scale = None, 1.0
     if grad_output is not None and reduction == "none":
-        upstream = np.array(like(np.asarray(grad_output), "grad_output", x, "input"), wide, order="C")
+        upstream = layout.dense(_upstream(grad_output, x.shape).astype(wide))
     elif grad_output is not None:
-        scale = float(grad_output)
+        scale = float(_upstream(grad_output, ()))
     with np.errstate(all="ignore"):
         if reduction == "mean":
             scale = float(np.float64(scale) / np.float64(x.size))
-        layout = c_order(x.ndim)
         grad: Out | None = None
         if want_grad:
             inputs = [("input", x), ("target", target)]
             apart = [("weight", weight), ("pos_weight", pos_weight), ("grad_output", grad_output)]
-            grad = Out(out, "out", x.shape, x.dtype, layout, inputs=inputs, apart=apart)
-        losses = np.empty(x.shape, wide) if reduction == "none" else None
+            grad = Out(out, "out", x, layout, inputs=inputs, apart=apart)
+        losses = layout.empty(x.shape, wide) if reduction == "none" else None
         total = _core.pointwise_loss(
             kind,
             layout.dense(x),
@@ -426,19 +447,9 @@ def mse_loss_backward(grad_output: Any, saved: LossSaved, *, out: Array | None =
         Gauss, Theoria combinationis observationum erroribus minimis obnoxiae, 1823.
     """
     saved = _checked(saved, "mse_loss")
-    grad_output = _upstream(grad_output, saved)
     grad = _pointwise("mse", saved.input, saved.target, saved.reduction, grad_output, True, out, False)[1]
     assert grad is not None
     return grad
-
-
-def _upstream(grad_output: Any, saved: LossSaved) -> Any:
-    """The gradient of the loss: an array for "none", else a float."""
-    if saved.reduction == "none":
-        return grad_output
-    if np.shape(grad_output) != ():
-        raise ValueError(f"grad_output must have shape (), got {np.shape(grad_output)}")
-    return float(grad_output)
 
 
 def binary_cross_entropy_with_logits(
@@ -526,7 +537,6 @@ def binary_cross_entropy_with_logits_backward(grad_output: Any, saved: LossSaved
         Good, Rational decisions, JRSS B 14, 1952.
     """
     saved = _checked(saved, "binary_cross_entropy_with_logits")
-    grad_output = _upstream(grad_output, saved)
     grad = _pointwise(
         "bce", saved.input, saved.target, saved.reduction, grad_output, True, out, False, **saved.arguments
     )[1]
@@ -595,11 +605,13 @@ def l2_penalty_backward(params: Any, weight_decay: float, *, out: Any = None) ->
     names = tree.names("params")
     leaves = [array(leaf, name) for leaf, name in zip(tree.leaves, names, strict=True)]
     given = [None] * len(leaves) if out is None else tree.flatten(out, "out")
-    targets = [
-        Out(target, f"out{name.removeprefix('params')}", x.shape, x.dtype, c_order(x.ndim), inputs=[(name, x)])
-        for target, x, name in zip(given, leaves, names, strict=True)
-    ]
+    outs = [f"out{name.removeprefix('params')}" for name in names]
+    refuse_overlaps(list(zip(outs, given, strict=True)))
+    named = list(zip(names, leaves, strict=True))
+    targets = []
+    for i, (out_name, target, x) in enumerate(zip(outs, given, leaves, strict=True)):
+        others = named[:i] + named[i + 1 :]
+        targets.append(Out(target, out_name, x, memory_order(x), inputs=[named[i]], apart=others))
     for target, x in zip(targets, leaves, strict=True):
-        wide = compute(x.dtype)
-        target.result[...] = (wide.type(decay) * x.astype(wide)).astype(x.dtype)
-    return tree.build([target.result for target in targets])
+        _core.scale(memory_order(x).dense(x), target.buffer, decay)
+    return tree.build([target.done() for target in targets])

@@ -20,10 +20,12 @@ from ._arrays import (
     array,
     c_order,
     compute,
+    contiguous,
     integer,
     is_float,
     like,
     number,
+    overlap,
     param,
     refuse_overlaps,
 )
@@ -95,7 +97,7 @@ def _saved(saved: Any, *kinds: str) -> NormSaved:
 
 
 def _keeps_input(save: bool, x: Array, out: Any) -> None:
-    if save and isinstance(out, np.ndarray) and np.may_share_memory(x, out):
+    if save and overlap(x, out) is not False:
         raise ValueError("out must not be the input if save=True, because the backward call needs the input")
 
 
@@ -112,7 +114,7 @@ def _grads(
     x = saved.input
     refuse_overlaps([("out.input", given[0]), ("out.weight", given[1]), ("out.bias", given[2])])
     params = [("weight", saved.weight), ("bias", saved.bias)]
-    target = Out(given[0], "out.input", x.shape, x.dtype, saved.layout, inputs=inputs, apart=params)
+    target = Out(given[0], "out.input", x, saved.layout, inputs=inputs, apart=params)
     results: list[Array | None] = []
     for (name, value), result in zip(params, given[1:], strict=True):
         if value is None:
@@ -122,7 +124,7 @@ def _grads(
         elif result is None:
             results.append(np.empty(param_shape, value.dtype.newbyteorder("=")))
         else:
-            Out(result, f"out.{name}", param_shape, value.dtype, c_order(len(param_shape)), apart=[*inputs, *params])
+            Out(result, f"out.{name}", value, c_order(value.ndim), apart=[*inputs, *params])
             results.append(result)
     return target, results[0], results[1]
 
@@ -133,8 +135,8 @@ def _grads(
 
 
 def _normalized_shape(x: Array, normalized_shape: Any) -> tuple[int, ...]:
-    given = (normalized_shape,) if isinstance(normalized_shape, (int, np.integer)) else tuple(normalized_shape)
-    shape = tuple(int(n) for n in given)
+    given = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+    shape = tuple(integer("normalized_shape", n, 0, 1 << 62) for n in given)
     if not shape or x.shape[max(x.ndim - len(shape), 0) :] != shape:
         raise ValueError(
             f"normalized_shape must be the last dimensions of input, of shape {x.shape}, got {normalized_shape!r}"
@@ -212,15 +214,8 @@ def _forward_rows(
     offset = number("offset", offset, FINITE)
     layout = c_order(x.ndim)
     _keeps_input(save, x, out)
-    y = Out(
-        out,
-        "out",
-        x.shape,
-        x.dtype,
-        layout,
-        inputs=[("input", x)],
-        apart=[("weight", weight), ("bias", bias)],
-    )
+    params = [("weight", weight), ("bias", bias)]
+    y = Out(out, "out", x, layout, inputs=[("input", x)], apart=params)
     x = layout.dense(x)
     shape = _rows(x, normalized)
     center = kind == "layer_norm"
@@ -445,8 +440,8 @@ def add_rms_norm(
     layout = c_order(x.ndim)
     refuse_overlaps([("out[0]", out[0]), ("out[1]", out[1])])
     inputs, apart = [("input", x), ("residual", residual)], [("weight", weight)]
-    y = Out(out[0], "out[0]", x.shape, x.dtype, layout, inputs=inputs, apart=apart)
-    hidden = Out(out[1], "out[1]", x.shape, x.dtype, layout, inputs=inputs, apart=apart)
+    y = Out(out[0], "out[0]", x, layout, inputs=inputs, apart=apart)
+    hidden = Out(out[1], "out[1]", x, layout, inputs=inputs, apart=apart)
     shape = _rows(x, normalized)
     _, var = _core.norm_rows(
         layout.dense(x), layout.dense(residual), hidden.buffer, y.buffer, shape, weight, None, offset, eps, False
@@ -592,7 +587,7 @@ def batch_norm(
     running = _running(running_mean, running_var, c, training)
     _keeps_input(save, x, out)
     params = [("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var)]
-    y = Out(out, "out", x.shape, x.dtype, view.layout, inputs=[("input", x)], apart=params)
+    y = Out(out, "out", x, view.layout, inputs=[("input", x)], apart=params)
     if not training:
         if running is None:
             raise ValueError("running_mean and running_var must be given for inference (training=False)")
@@ -620,9 +615,9 @@ def batch_norm(
     else:
         mean, rstd = stats.mean, _rstd(stats.var(), eps)
         _core.norm_channels(dense, y.buffer, shape, weight, bias, eps, (mean, rstd))
-    if num_batches_tracked is not None:
+    if count > 0 and num_batches_tracked is not None:
         num_batches_tracked += 1
-    if running is not None and count > 0:
+    if count > 0 and running is not None:
         _track(running, stats.mean, stats.var(unbiased), factor)
     return _saved_channels("batch_norm", y, dense, weight, bias, mean, rstd, view, 0, False, save)
 
@@ -675,7 +670,7 @@ def batch_norm_backward(
         if not isinstance(sums, BatchNormSums):
             raise TypeError(f"sums must be BatchNormSums, got {type(sums).__name__}")
         c = saved.shape[0][1]
-        pair = [np.ascontiguousarray(values, np.float64) for values in (sums.grad, sums.grad_xhat)]
+        pair = [contiguous(values, np.float64) for values in (sums.grad, sums.grad_xhat)]
         if pair[0].shape != (c,) or pair[1].shape != (c,):
             raise ValueError(f"sums must be of {c} channels, got {pair[0].shape} and {pair[1].shape}")
         shared = (pair[0], pair[1], number("sums.count", sums.count, POSITIVE))
@@ -717,7 +712,7 @@ def batch_norm_stats(input: Any, *, channel_axis: int = 1) -> BatchNormStats:
 
 
 def batch_norm_sums(grad_output: Any, saved: NormSaved) -> BatchNormSums:
-    r"""The sums over each channel that the gradient of batch normalisation needs, to be merged over batches or machines.
+    r"""The sums over each channel that the gradient of `batch_norm` needs, to be merged over batches or machines.
 
     `grad` = $\sum \partial L/\partial y$ and `grad_xhat` = $\sum \hat x\,\partial L/\partial y$, both float64; of one
     input they are the gradients of bias and weight.
@@ -814,7 +809,7 @@ def _checked_stats(stats: Any, c: int) -> BatchNormStats:
     if not isinstance(stats, BatchNormStats):
         raise TypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
     count = integer("stats.count", stats.count, 0, 1 << 62)
-    mean, m2 = (np.ascontiguousarray(values, np.float64) for values in (stats.mean, stats.m2))
+    mean, m2 = (contiguous(values, np.float64) for values in (stats.mean, stats.m2))
     if mean.shape != (c,) or m2.shape != (c,):
         raise ValueError(f"stats must be of {c} channels, got {mean.shape} and {m2.shape}")
     return BatchNormStats(count, mean, m2)
@@ -852,18 +847,16 @@ def _refuse_running_overlap(mean: Any, var: Any, others: Sequence[tuple[str, Any
 
 def _fixed(mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
     """Mean and 1 / sqrt(var + eps) from running statistics."""
-    return np.ascontiguousarray(mean, np.float64), _rstd(np.ascontiguousarray(var, np.float64), eps)
+    return contiguous(mean, np.float64), _rstd(contiguous(var, np.float64), eps)
 
 
 def _factor(momentum: float | None, tracked: Any) -> float:
     """The weight of the new value."""
-    if tracked is not None and (
-        not isinstance(tracked, np.ndarray)
-        or tracked.shape != ()
-        or tracked.dtype != np.int64
-        or not tracked.flags.writeable
-    ):
-        raise TypeError(f"num_batches_tracked must be a writeable int64 array of shape (), got {tracked!r}")
+    if tracked is not None:
+        if not isinstance(tracked, np.ndarray) or tracked.dtype != np.int64:
+            raise TypeError(f"num_batches_tracked must be an int64 array of shape (), got {tracked!r}")
+        if tracked.shape != () or not tracked.flags.writeable:
+            raise ValueError(f"num_batches_tracked must be writeable and of shape (), got {tracked!r}")
     if momentum is not None:
         return number("momentum", momentum, PROBABILITY)
     if tracked is None:
@@ -876,7 +869,7 @@ def _track(running: tuple[Array, Array], mean: Array, var: Array, factor: float)
     with np.errstate(all="ignore"):
         for old, new in zip(running, (mean, var), strict=True):
             mixed = (1.0 - factor) * old.astype(np.float64) + factor * new
-            # bfloat16 would be rounded twice from float64; the rule for all is: to what it is computed in, then stored.
+            # To the type that is computed in, and from there to the one that is stored, as all results are.
             old[...] = mixed.astype(compute(old.dtype)).astype(old.dtype)
 
 
@@ -988,7 +981,7 @@ def _forward_groups(
     eps = number("eps", eps, NOT_NEGATIVE)
     _keeps_input(save, x, out)
     params = [("weight", weight), ("bias", bias), *apart]
-    y = Out(out, "out", x.shape, x.dtype, view.layout, inputs=[("input", x)], apart=params)
+    y = Out(out, "out", x, view.layout, inputs=[("input", x)], apart=params)
     dense = view.layout.dense(x)
     if s == 1:
         # The channels of a group lie side by side: a row of several sets.
@@ -1061,7 +1054,8 @@ def instance_norm(
 
     Args:
         input: x, as for `batch_norm`, with at least one axis of places.
-        running_mean: Updated in place as in `batch_norm`, with the mean over the samples, if `use_input_stats`; else used.
+        running_mean: Updated in place as in `batch_norm`, with the mean over the samples, if `use_input_stats`; else
+            used.
         running_var: Likewise, with the mean of the unbiased variances, as in torch.
         weight: One number for each channel; ones if `None`.
         bias: Likewise; zeros if `None`.
@@ -1076,8 +1070,8 @@ def instance_norm(
         y, of the input's shape and type; or `(y, saved)`. `saved.mean` and `saved.rstd` have shape (samples, channels).
 
     Raises:
-        ValueError: A shape or a number does not fit, there is one value per channel, or arrays overlap in memory. Nothing
-            was changed.
+        ValueError: A shape or a number does not fit, there is one value per channel, or arrays overlap in memory.
+            Nothing was changed.
         TypeError: An argument is of the wrong kind.
 
     Example:
@@ -1101,7 +1095,7 @@ def instance_norm(
         eps = number("eps", eps, NOT_NEGATIVE)
         _keeps_input(save, x, out)
         params = [("weight", weight), ("bias", bias), *named]
-        y = Out(out, "out", x.shape, x.dtype, view.layout, inputs=[("input", x)], apart=params)
+        y = Out(out, "out", x, view.layout, inputs=[("input", x)], apart=params)
         mean, rstd = _fixed(*running, eps)
         dense = view.layout.dense(x)
         _core.norm_channels(dense, y.buffer, (view.shape, view.last, 0), weight, bias, eps, (mean, rstd))
