@@ -328,7 +328,8 @@ def batch_norm_backward(dy: Array, x: Array, w: Array | None, f: Forward, *, tra
 
 def running(old: Array, value: Array, momentum: float) -> Array:
     """The next running statistic: `momentum` is the weight of the new value."""
-    return ((1.0 - momentum) * old.astype(F64) + momentum * value).astype(old.dtype)
+    t = np.float64 if old.dtype == np.float64 else np.float32
+    return ((1.0 - momentum) * old.astype(t) + momentum * value.astype(t)).astype(old.dtype)
 
 
 # -- Dropout -----------------------------------------------------------------------------------------------------------

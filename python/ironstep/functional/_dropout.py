@@ -128,8 +128,6 @@ def _forward(
         seed = integer("seed", seed, 0, _WORD)
     if mask is not None:
         mask = _checked_mask(mask, x.shape)
-        if training and p == 1.0:
-            raise ValueError("p must be below 1 with a mask: what is kept is divided by 1 - p")
     elif training and 0.0 < p < 1.0 and seed is None:
         raise ValueError("seed must be given in training: the same seed and stream give the same mask")
     if inplace:
@@ -156,7 +154,8 @@ def _checked_mask(mask: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _apply(x: Array, name: str, saved: DropoutSaved, out: Any) -> Array:
-    layout, units, exact = c_order(x.ndim), None, saved.p in (0.0, 1.0) and saved.mask is None
+    layout, units = c_order(x.ndim), None
+    exact = saved.p == 1.0 or (saved.p == 0.0 and saved.mask is None)
     if not exact and saved.mask is None:
         layout, units = _units(x, saved)
     y = Out(out, "out", x, layout, inputs=[(name, x)], apart=[("mask", saved.mask)])

@@ -63,7 +63,9 @@ def _reduction(reduction: Any) -> str:
     return str(reduction)
 
 
-def _checked(saved: Any, kind: str) -> LossSaved:
+def _checked(saved: Any, kind: str, grad_output: Any) -> LossSaved:
+    if grad_output is None:
+        raise TypeError("grad_output must be a number or an array of numbers, got None")
     if not isinstance(saved, LossSaved) or saved.kind != kind:
         got = f"that of {saved.kind}" if isinstance(saved, LossSaved) else type(saved).__name__
         raise TypeError(f"saved must be what {kind}(..., save=True) returned, got {got}")
@@ -181,7 +183,7 @@ def cross_entropy_backward(grad_output: Any, saved: LossSaved, *, out: Array | N
     References:
         Szegedy et al., Rethinking the Inception architecture for computer vision, arXiv 1512.00567.
     """
-    saved = _checked(saved, "cross_entropy")
+    saved = _checked(saved, "cross_entropy", grad_output)
     call = _CrossEntropy(saved.input, saved.target, reduction=saved.reduction, **saved.arguments)
     grad = call.run(grad_output, True, out, False)[1]
     assert grad is not None
@@ -331,7 +333,7 @@ def _pointwise(
     x = array(input, "input")
     target = like(target, "target", x, "input")
     reduction = _reduction(reduction)
-    wide, layout = compute(x.dtype), memory_order(x)
+    wide, layout = compute(x.dtype), c_order(x.ndim)
     if out is not None and not want_grad:
         raise ValueError("out must be given only with return_grad=True: it takes the gradient")
     if save and not (overlap(x, out) is False and overlap(target, out) is False):
@@ -446,7 +448,7 @@ def mse_loss_backward(grad_output: Any, saved: LossSaved, *, out: Array | None =
     References:
         Gauss, Theoria combinationis observationum erroribus minimis obnoxiae, 1823.
     """
-    saved = _checked(saved, "mse_loss")
+    saved = _checked(saved, "mse_loss", grad_output)
     grad = _pointwise("mse", saved.input, saved.target, saved.reduction, grad_output, True, out, False)[1]
     assert grad is not None
     return grad
@@ -536,7 +538,7 @@ def binary_cross_entropy_with_logits_backward(grad_output: Any, saved: LossSaved
     References:
         Good, Rational decisions, JRSS B 14, 1952.
     """
-    saved = _checked(saved, "binary_cross_entropy_with_logits")
+    saved = _checked(saved, "binary_cross_entropy_with_logits", grad_output)
     grad = _pointwise(
         "bce", saved.input, saved.target, saved.reduction, grad_output, True, out, False, **saved.arguments
     )[1]

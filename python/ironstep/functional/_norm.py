@@ -69,6 +69,8 @@ class NormSaved:
 
     input: Array
     """What was normalised. It must not be changed before the backward call."""
+    dense: Array
+    """The same as the core reads it: the input itself, or a copy if it lies too oddly in memory."""
     weight: Array | None
     """The weight."""
     bias: Array | None
@@ -80,7 +82,7 @@ class NormSaved:
     kind: str
     """Which function saved it."""
     layout: Layout
-    """How the input lies in memory."""
+    """How `dense` lies in memory."""
     shape: tuple[Any, ...]
     """How the core sees it."""
     offset: float = 0.0
@@ -216,19 +218,19 @@ def _forward_rows(
     _keeps_input(save, x, out)
     params = [("weight", weight), ("bias", bias)]
     y = Out(out, "out", x, layout, inputs=[("input", x)], apart=params)
-    x = layout.dense(x)
-    shape = _rows(x, normalized)
+    dense, shape = layout.dense(x), _rows(x, normalized)
     center = kind == "layer_norm"
-    mean, var = _core.norm_rows(x, None, None, y.buffer, shape, weight, bias, offset, eps, center)
+    mean, var = _core.norm_rows(dense, None, None, y.buffer, shape, weight, bias, offset, eps, center)
     result = y.done()
     if not save:
         return result
-    return result, _saved_rows(kind, x, weight, bias, mean, var, eps, offset, layout, shape)
+    return result, _saved_rows(kind, x, dense, weight, bias, mean, var, eps, offset, layout, shape)
 
 
 def _saved_rows(
     kind: str,
     x: Array,
+    dense: Array,
     weight: Array | None,
     bias: Array | None,
     mean: Array | None,
@@ -240,7 +242,7 @@ def _saved_rows(
 ) -> NormSaved:
     with np.errstate(all="ignore"):
         rstd = 1.0 / np.sqrt(var + eps)
-    return NormSaved(x, weight, bias, mean, rstd, kind, layout, (*shape,), offset)
+    return NormSaved(x, dense, weight, bias, mean, rstd, kind, layout, (*shape,), offset)
 
 
 def _backward_rows(saved: NormSaved, grad_output: Any, grad_hidden: Any, out: Any) -> NormGrads:
@@ -251,7 +253,7 @@ def _backward_rows(saved: NormSaved, grad_output: Any, grad_hidden: Any, out: An
     inputs = [("grad_output", dy), ("grad_hidden", dh), ("input", x)]
     dx, dweight, dbias = _grads(out, saved, inputs, param_shape)
     _core.norm_rows_backward(
-        x,
+        saved.dense,
         saved.layout.dense(dy),
         None if dh is None else saved.layout.dense(dh),
         dx.buffer,
@@ -449,7 +451,9 @@ def add_rms_norm(
     results = (y.done(), hidden.done())
     if not save:
         return results
-    saved = _saved_rows("add_rms_norm", hidden.buffer, weight, None, None, var, eps, offset, layout, shape)
+    saved = _saved_rows(
+        "add_rms_norm", hidden.result, hidden.buffer, weight, None, None, var, eps, offset, layout, shape
+    )
     return (*results, saved)
 
 
@@ -594,7 +598,7 @@ def batch_norm(
         mean, rstd = _fixed(*running, eps)
         dense = view.layout.dense(x)
         _core.norm_channels(dense, y.buffer, (view.shape, view.last, 0), weight, bias, eps, (mean, rstd))
-        return _saved_channels("batch_norm", y, dense, weight, bias, mean, rstd, view, 0, True, save)
+        return _saved_channels("batch_norm", y, x, dense, weight, bias, mean, rstd, view, 0, True, save)
 
     if stats is not None:
         stats = _checked_stats(stats, c)
@@ -619,7 +623,7 @@ def batch_norm(
         num_batches_tracked += 1
     if count > 0 and running is not None:
         _track(running, stats.mean, stats.var(unbiased), factor)
-    return _saved_channels("batch_norm", y, dense, weight, bias, mean, rstd, view, 0, False, save)
+    return _saved_channels("batch_norm", y, x, dense, weight, bias, mean, rstd, view, 0, False, save)
 
 
 def batch_norm_backward(
@@ -743,7 +747,7 @@ def batch_norm_sums(grad_output: Any, saved: NormSaved) -> BatchNormSums:
     dy = like(grad_output, "grad_output", x, "input")
     (n, _, s), *_ = saved.shape
     sums = _core.norm_channels_backward(
-        x, saved.layout.dense(dy), None, saved.shape, None, saved.mean, saved.rstd, False, None, None, None
+        saved.dense, saved.layout.dense(dy), None, saved.shape, None, saved.mean, saved.rstd, False, None, None, None
     )
     return BatchNormSums(n * s, *sums)
 
@@ -865,18 +869,18 @@ def _factor(momentum: float | None, tracked: Any) -> float:
 
 
 def _track(running: tuple[Array, Array], mean: Array, var: Array, factor: float) -> None:
-    """`(1 - factor) * old + factor * new`, in float64, rounded once."""
+    """`(1 - factor) * old + factor * new`, in the type that arrays of the old ones' type are computed in."""
     with np.errstate(all="ignore"):
         for old, new in zip(running, (mean, var), strict=True):
-            mixed = (1.0 - factor) * old.astype(np.float64) + factor * new
-            # To the type that is computed in, and from there to the one that is stored, as all results are.
-            old[...] = mixed.astype(compute(old.dtype)).astype(old.dtype)
+            wide = compute(old.dtype)
+            old[...] = ((1.0 - factor) * old.astype(wide) + factor * new.astype(wide)).astype(old.dtype)
 
 
 def _saved_channels(
     kind: str,
     y: Out,
     x: Array,
+    dense: Array,
     weight: Array | None,
     bias: Array | None,
     mean: Array,
@@ -890,7 +894,7 @@ def _saved_channels(
     if not save:
         return result
     shape = (view.shape, view.last, groups)
-    return result, NormSaved(x, weight, bias, mean, rstd, kind, view.layout, shape, constant=constant)
+    return result, NormSaved(x, dense, weight, bias, mean, rstd, kind, view.layout, shape, constant=constant)
 
 
 def _backward_channels(saved: NormSaved, grad_output: Any, shared: Any, out: Any) -> NormGrads:
@@ -902,11 +906,11 @@ def _backward_channels(saved: NormSaved, grad_output: Any, shared: Any, out: Any
     mean, rstd = np.ravel(saved.mean), np.ravel(saved.rstd)
     if groups and s == 1 and not saved.constant:
         shape = [n, groups, c // groups]
-        _core.norm_rows_backward(x, dy, None, dx.buffer, shape, saved.weight, 0.0, mean, rstd, dweight, dbias)
+        _core.norm_rows_backward(saved.dense, dy, None, dx.buffer, shape, saved.weight, 0.0, mean, rstd, dweight, dbias)
     else:
         shape_ = ([n, c, s], last, groups)
         _core.norm_channels_backward(
-            x, dy, dx.buffer, shape_, saved.weight, mean, rstd, saved.constant, shared, dweight, dbias
+            saved.dense, dy, dx.buffer, shape_, saved.weight, mean, rstd, saved.constant, shared, dweight, dbias
         )
     return NormGrads(dx.done(), dweight, dbias)
 
@@ -992,7 +996,7 @@ def _forward_groups(
         with np.errstate(all="ignore"):
             var = m2 / np.float64(c // groups * s)
     mean, var = mean.reshape(n, groups), var.reshape(n, groups)
-    result = _saved_channels(kind, y, dense, weight, bias, mean, _rstd(var, eps), view, groups, False, save)
+    result = _saved_channels(kind, y, x, dense, weight, bias, mean, _rstd(var, eps), view, groups, False, save)
     return result, mean, var
 
 
@@ -1099,7 +1103,7 @@ def instance_norm(
         mean, rstd = _fixed(*running, eps)
         dense = view.layout.dense(x)
         _core.norm_channels(dense, y.buffer, (view.shape, view.last, 0), weight, bias, eps, (mean, rstd))
-        return _saved_channels("instance_norm", y, dense, weight, bias, mean, rstd, view, 0, True, save)
+        return _saved_channels("instance_norm", y, x, dense, weight, bias, mean, rstd, view, 0, True, save)
     if s == 1:
         raise ValueError(f"input must have more than one value per channel of a sample, got shape {x.shape}")
     factor = _factor(momentum, None)
