@@ -7,8 +7,9 @@ RUST := Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 
 .PHONY: demo test bench docs build clean
 
-demo: build $(BIN)/.demo ## Train a small network on handwritten digits with every optimiser
+demo: build $(BIN)/.demo ## Train small networks on handwritten digits: every optimiser; with and without each layer
 	$(BIN)/python examples/digits.py
+	$(BIN)/python examples/network.py
 
 test: build $(BIN)/.dev ## All checks: linters, Rust tests, Python tests, stubs, docs; ends in a count
 	$(BIN)/python tests/run.py

@@ -4,7 +4,7 @@ import re
 import textwrap
 from importlib.metadata import version as _version
 
-from ironstep import optim
+from ironstep import functional, nn, optim
 
 project = "ironstep"
 author = "The ironstep developers"
@@ -54,9 +54,14 @@ def markdown_to_rst(text):
     for i, piece in enumerate(pieces):
         if i % 2 == 0:
             piece = re.sub(r"^([ ]*)\$\$(.+?)\$\$[ ]*\n?[ ]*", display, piece, flags=re.DOTALL | re.MULTILINE)
+            piece = re.sub(r"(?<=[ (])\*(?=\w)", r"\\*", piece)  # (outputs, *kernel)
             pieces[i] = re.sub(r"\$([^$]+)\$", inline, piece)
         elif piece in optim.__all__:
             pieces[i] = f":class:`~ironstep.optim.{piece}`"
+        elif piece in nn.__all__ and piece[0].isupper():
+            pieces[i] = f":class:`~ironstep.nn.{piece}`"
+        elif piece in functional.__all__ and piece[0].islower():
+            pieces[i] = f":func:`~ironstep.functional.{piece}`"
         else:
             pieces[i] = f"``{piece}``"
     return "".join(pieces)

@@ -35,9 +35,9 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// |x|
     fn abs(self) -> Self;
-    /// `2^h` and `2^(k - h)` with `h = k / 2`, where `shifted = shift + k` and the last bit of `shift` is worth 1 (see
-    /// [`crate::math::exp`]). Both are normal numbers for `|k|` up to twice the largest exponent.
-    fn halves_of_power_of_two(shifted: Self, shift: Self) -> [Self; 2];
+    /// `2^h` and `2^(k - h)` from `shift + k` and `shift + h`, where the last bit of `shift` is worth 1 (see
+    /// [`crate::math::exp`]). Both must be normal numbers; of NaN the result is any number.
+    fn powers_of_two(shifted_k: Self, shifted_h: Self, shift: Self) -> [Self; 2];
     /// The larger of the two, NaN if either is (`numpy.maximum`).
     #[inline(always)]
     fn maximum(self, other: Self) -> Self {
@@ -100,7 +100,7 @@ macro_rules! bits {
 bits!(u16, u32, u64);
 
 macro_rules! real {
-    ($t:ty, $bits:ty, $int:ty) => {
+    ($t:ty, $bits:ty) => {
         impl Element for $t {
             type Acc = $t;
             type Bits = $bits;
@@ -141,21 +141,17 @@ macro_rules! real {
                 <$t>::abs(self)
             }
             #[inline(always)]
-            fn halves_of_power_of_two(shifted: $t, shift: $t) -> [$t; 2] {
-                const BIAS: $int = <$t>::MAX_EXP as $int - 1;
-                let k = (<$t>::to_bits(shifted) as $int).wrapping_sub(<$t>::to_bits(shift) as $int);
-                let power = |k: $int| <$t>::from_bits(((k + BIAS) as $bits) << (<$t>::MANTISSA_DIGITS - 1));
-                // Of NaN `k` is any number; the masks keep the sums from overflowing.
-                let half = (k >> 1) & 0xffff;
-                let half = (half << (<$int>::BITS - 16)) >> (<$int>::BITS - 16);
-                let rest = (k.wrapping_sub(half) << (<$int>::BITS - 16)) >> (<$int>::BITS - 16);
-                [power(half), power(rest)]
+            fn powers_of_two(shifted_k: $t, shifted_h: $t, shift: $t) -> [$t; 2] {
+                const BIAS: $bits = <$t>::MAX_EXP as $bits - 1;
+                let [k, h] = [shifted_k, shifted_h].map(|x| x.to_bits().wrapping_sub(shift.to_bits()));
+                let power = |k: $bits| <$t>::from_bits(k.wrapping_add(BIAS) << (<$t>::MANTISSA_DIGITS - 1));
+                [power(h), power(k.wrapping_sub(h))]
             }
         }
     };
 }
-real!(f32, u32, i32);
-real!(f64, u64, i64);
+real!(f32, u32);
+real!(f64, u64);
 
 /// IEEE 754 binary16, as stored (`numpy.float16`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -94,7 +94,7 @@ impl<E: Element> Kernel for CrossEntropyRows<'_, E> {
     fn run(self) {
         let CrossEntropyRows { c, first, losses } = self;
         let mut exps = vec![E::Acc::ZERO; c.classes];
-        let mut sums = vec![[0.0; 3]; c.classes.div_ceil(BLOCK)];
+        let mut parts = vec![Part::default(); c.classes.div_ceil(BLOCK)];
         for (row, loss) in (first..).zip(losses) {
             let scale = c.scale[if c.scale.len() == 1 { 0 } else { row }];
             // SAFETY: row `row` of the arrays, which no other task has.
@@ -107,7 +107,7 @@ impl<E: Element> Kernel for CrossEntropyRows<'_, E> {
                         }
                         0.0
                     }
-                    _ => cross_entropy_row(&c, row, scale, &mut exps, &mut sums),
+                    _ => cross_entropy_row(&c, row, scale, &mut exps, &mut parts),
                 };
             }
         }
@@ -124,7 +124,7 @@ unsafe fn cross_entropy_row<E: Element>(
     row: usize,
     scale: f64,
     exps: &mut [E::Acc],
-    sums: &mut [[f64; 3]],
+    parts: &mut [Part],
 ) -> f64 {
     let number = E::Acc::from_f64;
     let n = c.classes;
@@ -133,21 +133,21 @@ unsafe fn cross_entropy_row<E: Element>(
         let x = c.x.add(row * n);
         let at = |j: usize| (*x.add(j)).widen();
         let weight = |j: usize| c.weight.map_or(E::Acc::ONE, |weight| *weight.get_unchecked(j));
-        let max = maximum(x, n);
 
-        // sum(exp(x - max)), sum(q (max - x)) and sum(q); of the latter two only what is not one class.
-        for (b, sum) in sums.iter_mut().enumerate() {
+        // Each block is read once, relative to its own maximum: exponentials into `exps`, and their sum, sum(q (max - x))
+        // and sum(q); of the latter two only what is not one class.
+        for (b, part) in parts.iter_mut().enumerate() {
             let first = b * BLOCK;
             let len = BLOCK.min(n - first);
             let (x, exps) = (x.add(first), exps.as_mut_ptr().add(first));
+            let largest = maximum(x, len);
+            // A block of -infinity has no part in the sum.
+            let max = if largest == -E::Acc::ONE / E::Acc::ZERO { E::Acc::ZERO } else { largest };
             map_into(x, exps, len, |_, x| exp(x - max));
-            let all = total(len, |j| *exps.add(j));
+            let sum = total(len, |j| *exps.add(j));
             let [distance, share] = match c.target {
                 Target::Classes(..) if c.off == 0.0 => [0.0; 2],
-                Target::Classes(..) if c.weight.is_none() => {
-                    let distance = total(len, |j| max - (*x.add(j)).widen());
-                    [distance, len as f64]
-                }
+                Target::Classes(..) if c.weight.is_none() => [total(len, |j| max - (*x.add(j)).widen()), len as f64],
                 Target::Classes(..) => totals(len, |j| {
                     let w = weight(first + j);
                     [w * (max - (*x.add(j)).widen()), w]
@@ -163,15 +163,25 @@ unsafe fn cross_entropy_row<E: Element>(
                     })
                 }
             };
-            *sum = [all, distance, share];
+            *part = Part { largest: largest.to_f64(), max: max.to_f64(), factor: 1.0, sums: [sum, distance, share] };
         }
-        let [all, mut distance, mut share] = tree_of_threes(sums);
+        // Then relative to the maximum of the row.
+        let max = parts.iter().fold(f64::NEG_INFINITY, |max, part| Real::maximum(max, part.largest));
+        let max = if max == f64::INFINITY { f64::NAN } else { max };
+        for part in parts.iter_mut() {
+            let [sum, distance, share] = part.sums;
+            let impossible = part.largest == f64::NEG_INFINITY;
+            part.factor = if impossible && !max.is_nan() { 0.0 } else { libm::exp(part.max - max) };
+            let further = if share == 0.0 { 0.0 } else { (max - part.max) * share };
+            part.sums = [sum * part.factor, distance + further, share];
+        }
+        let [all, mut distance, mut share] = tree_of_parts(parts);
         let log = libm::log(all);
         let mut true_class = None;
         if let Target::Classes(classes, _) = c.target {
             let t = classes[row] as usize;
             let on = c.on * weight(t).to_f64();
-            let to_true = on * (max.to_f64() - at(t).to_f64());
+            let to_true = on * (max - at(t).to_f64());
             (distance, share) =
                 if c.off == 0.0 { (to_true, on) } else { (to_true + c.off * distance, on + c.off * share) };
             true_class = Some((t, on));
@@ -179,32 +189,45 @@ unsafe fn cross_entropy_row<E: Element>(
 
         if let Some(dx) = c.dx {
             let dx = dx.add(row * n);
-            let k = number(scale * share / all);
-            let exps = exps.as_ptr();
-            match c.target {
-                Target::Classes(..) => {
-                    let off = number(scale * c.off);
-                    if c.off == 0.0 {
-                        map_into(exps, dx, n, |_, e| e * k);
-                    } else if c.weight.is_none() {
-                        map_into(exps, dx, n, |_, e| e * k - off);
-                    } else {
-                        map_into(exps, dx, n, |j, e| e * k - off * weight(j));
-                    }
-                    if let Some((t, on)) = true_class {
-                        let others = if c.off == 0.0 { *exps.add(t) * k } else { *exps.add(t) * k - off * weight(t) };
-                        *dx.add(t) = E::narrow(others - number(scale * on));
+            for (b, part) in parts.iter().enumerate() {
+                let first = b * BLOCK;
+                let len = BLOCK.min(n - first);
+                let (exps, dx) = (exps.as_ptr().add(first), dx.add(first));
+                let k = number(scale * share / all * part.factor);
+                let off = number(scale * c.off);
+                match c.target {
+                    Target::Classes(..) if c.off == 0.0 => map_into(exps, dx, len, |_, e| e * k),
+                    Target::Classes(..) if c.weight.is_none() => map_into(exps, dx, len, |_, e| e * k - off),
+                    Target::Classes(..) => map_into(exps, dx, len, |j, e| e * k - off * weight(first + j)),
+                    Target::Probabilities(t) => {
+                        let t = t.add(row * n + first);
+                        let (on, off, scale) = (number(c.on), number(c.off), number(scale));
+                        map_into(exps, dx, len, |j, e| {
+                            e * k - scale * (weight(first + j) * (on * (*t.add(j)).widen() + off))
+                        });
                     }
                 }
-                Target::Probabilities(t) => {
-                    let t = t.add(row * n);
-                    let (on, off, scale) = (number(c.on), number(c.off), number(scale));
-                    map_into(exps, dx, n, |j, e| e * k - scale * (weight(j) * (on * (*t.add(j)).widen() + off)));
-                }
+            }
+            if let Some((t, on)) = true_class {
+                let e = exps[t] * number(scale * share / all * parts[t / BLOCK].factor);
+                let others = if c.off == 0.0 { e } else { e - number(scale * c.off) * weight(t) };
+                *dx.add(t) = E::narrow(others - number(scale * on));
             }
         }
         share * log + distance
     }
+}
+
+/// What is known of a block of a row.
+#[derive(Clone, Copy, Default)]
+struct Part {
+    /// Its largest logit.
+    largest: f64,
+    /// What its logits are taken relative to.
+    max: f64,
+    /// `exp(max)` relative to the maximum of the row.
+    factor: f64,
+    sums: [f64; 3],
 }
 
 /// The largest of `n > 0` elements, NaN if one is.
@@ -231,19 +254,20 @@ unsafe fn maximum<E: Element>(x: *const E, n: usize) -> E::Acc {
     lanes.into_iter().fold(at(0), Real::maximum)
 }
 
-fn tree_of_threes(sums: &mut [[f64; 3]]) -> [f64; 3] {
-    let mut n = sums.len();
+/// The sums of all parts by the tree; they are used up, the rest stays.
+fn tree_of_parts(parts: &mut [Part]) -> [f64; 3] {
+    let mut n = parts.len();
     while n > 1 {
         for i in 0..n / 2 {
-            let (a, b) = (sums[2 * i], sums[2 * i + 1]);
-            sums[i] = [a[0] + b[0], a[1] + b[1], a[2] + b[2]];
+            let (a, b) = (parts[2 * i].sums, parts[2 * i + 1].sums);
+            parts[i].sums = [a[0] + b[0], a[1] + b[1], a[2] + b[2]];
         }
         if n % 2 == 1 {
-            sums[n / 2] = sums[n - 1];
+            parts[n / 2].sums = parts[n - 1].sums;
         }
         n = n.div_ceil(2);
     }
-    sums.first().copied().unwrap_or_default()
+    parts.first().copied().unwrap_or_default().sums
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

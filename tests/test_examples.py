@@ -12,11 +12,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-DIGITS = Path(__file__).parents[1] / "examples" / "digits.py"
+from ironstep import nn
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def load_digits() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("digits", DIGITS)
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -24,24 +26,47 @@ def load_digits() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def digits() -> ModuleType:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("sklearn")
-    return load_digits()
-
-
-@pytest.mark.usefixtures("digits")
-def test_digits_runs(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "folder"
+def run(name: str, args: str, out: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, DIGITS, *["--epochs", "3", "--optimizers", "adam", "Momentum", "--out"], out],
+        [sys.executable, EXAMPLES / f"{name}.py", *args.split(), "--out", out],
         capture_output=True,
         encoding="utf-8",
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stdout
+    return done
+
+
+def check_picture(path: Path, stdout: str, size: tuple[int, int]) -> None:
+    assert stdout.splitlines()[-1].endswith(str(path))
+    png = path.read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == size
+    assert 20_000 < len(png) < 1_000_000
+
+
+def example(name: str) -> ModuleType:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    return load(name)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ModuleType:
+    return example("digits")
+
+
+@pytest.fixture(scope="module")
+def network() -> ModuleType:
+    return example("network")
+
+
+@pytest.mark.usefixtures("digits")
+def test_digits_runs(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    done = run("digits", "--epochs 3 --optimizers adam Momentum", out)
     for name in ("Adam", "Momentum"):
         row = re.search(
             rf"^{name} +[\d.]+ +([\d.]+)% +([\d.]+) +([\d.]+) us +([\d.]+) us +[\d.]+ x  \S", done.stdout, re.M
@@ -53,28 +78,35 @@ def test_digits_runs(tmp_path: Path) -> None:
         assert ironstep_us > 0
         assert numpy_us > 0
     assert "SGD " not in done.stdout
-    picture = out / "digits.png"
-    assert done.stdout.splitlines()[-1].endswith(str(picture))
-    assert "\r" not in done.stdout
-    png = picture.read_bytes()
-    assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == (1600, 900)
-    assert 20_000 < len(png) < 1_000_000
+    check_picture(out / "digits.png", done.stdout, (1600, 900))
 
 
-@pytest.mark.parametrize("args", ["--epochs 0", "--seed -1", "--optimizers adan"])
-def test_digits_refuses(digits: ModuleType, args: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("digits", "--epochs 0"),
+        ("digits", "--seed -1"),
+        ("digits", "--optimizers adan"),
+        ("network", "--epochs 0"),
+        ("network", "--seeds 0"),
+        ("network", "--wrong-labels 1.5"),
+        ("network", "--wrong-labels nan"),
+    ],
+)
+def test_refuses(name: str, args: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+    module = request.getfixturevalue(name)
     with pytest.raises(SystemExit):
-        digits.parse(args.split())
+        module.parse(args.split())
     assert args.split()[0] in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["matplotlib", "sklearn"])
-def test_digits_says_what_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name, *(module for module in sys.modules if module.startswith(f"{name}."))]:
+@pytest.mark.parametrize("missing", ["matplotlib", "sklearn"])
+@pytest.mark.parametrize("name", ["digits", "network"])
+def test_says_what_is_missing(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [missing, *(module for module in sys.modules if module.startswith(f"{missing}."))]:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit, match=r'pip install "ironstep\[demo\]"'):
-        load_digits()
+        load(name)
 
 
 def test_numpy_agrees(digits: ModuleType) -> None:
@@ -98,3 +130,57 @@ def test_numpy_agrees(digits: ModuleType) -> None:
             for p, q in zip(digits.leaves(layers), copies, strict=True):
                 np.testing.assert_allclose(p, q, err_msg=f"{name}, step {t}", **tolerance)
         assert all((p != q).mean() > 0.9 for p, q in zip(copies, begin, strict=True)), name
+
+
+def test_network_runs(network: ModuleType, tmp_path: Path) -> None:
+    done = run("network", "--epochs 5 --seeds 2", tmp_path)
+    for name in network.RECIPES:
+        row = re.search(
+            rf"^{name} +([\d.]+)% +([\d.]+)% to ([\d.]+)% .* ([\d.]+)% +([\d.]+) +([\d.]+)$", done.stdout, re.M
+        )
+        assert row, done.stdout
+        accuracy, low, high, confidence, test_loss, train_loss = map(float, row.groups())
+        assert 40 < low <= accuracy <= high <= 100
+        assert 10 <= confidence <= 100
+        assert 0 < test_loss < 2.5
+        assert 0 < train_loss < 2.5
+    assert re.search(r"^no dropout .* \d of 2 seeds ", done.stdout, re.M)
+    check_picture(tmp_path / "network.png", done.stdout, (1600, 1200))
+
+
+def test_network_recipes(network: ModuleType) -> None:
+    """All begin with the same weights, and lack what they should lack."""
+    models = {name: network.network(recipe, 3) for name, recipe in network.RECIPES.items()}
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    first = [layer.params["weight"] for layer in models["all three"] if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert len(first) == 4
+    for name, recipe in network.RECIPES.items():
+        weights = [layer.params["weight"] for layer in models[name] if isinstance(layer, (nn.Conv2d, nn.Linear))]
+        assert all(np.array_equal(a, b) for a, b in zip(weights, first, strict=True))
+        assert any(isinstance(layer, norms) for layer in models[name]) == recipe.batch_norm
+        assert any(isinstance(layer, nn.Dropout) for layer in models[name]) == recipe.dropout
+    assert sum(map(all, network.RECIPES.values())) == 1
+    assert sorted(map(sum, network.RECIPES.values())) == [0, 2, 2, 2, 3]
+
+
+def test_network_data(network: ModuleType) -> None:
+    """The same images with and without wrong labels; those of the test are right."""
+    right, wrong = network.load(4, 0.0), network.load(4, 0.2)
+    for a, b in zip(right[:2], wrong[:2], strict=True):
+        assert np.array_equal(a, b)
+    assert np.array_equal(right.y_test, wrong.y_test)
+    assert (right.y_train != wrong.y_train).sum() == 60
+    assert set(wrong.y_train.tolist()) <= set(range(10))
+    images = {image.tobytes() for image in right.x_train}
+    assert sum(image.tobytes() in images for image in right.x_test) == 0
+
+
+def test_network_floor(network: ModuleType) -> None:
+    assert network.floor(0.0) == 0
+    np.testing.assert_allclose([network.floor(0.9), network.floor(1.0)], np.log([10, 9]))
+
+
+def test_network_is_reproducible(network: ModuleType) -> None:
+    data = network.load(0, 0.2)
+    recipe = network.RECIPES["all three"]
+    assert network.train(recipe, data, 2, 0) == network.train(recipe, data, 2, 0)

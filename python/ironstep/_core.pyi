@@ -12,11 +12,11 @@ __all__ = [
     "Tree",
     "Values",
     "__version__",
+    "activation",
     "check_output",
     "cross_entropy",
     "dropout_draw",
     "dropout_mask",
-    "gelu",
     "get_num_threads",
     "instruction_sets",
     "load_safetensors",
@@ -27,7 +27,6 @@ __all__ = [
     "philox",
     "pointwise_loss",
     "pow",
-    "relu",
     "rules",
     "save_safetensors",
     "scale",
@@ -141,8 +140,7 @@ def pointwise_loss(
 ) -> float: ...
 def sum_of_squares(x: _Array, /) -> float: ...
 def tree_sum(numbers: _Array, /) -> float: ...
-def gelu(x: _Array, dy: _Array | None, y: _Array, tanh: bool, /) -> None: ...
-def relu(x: _Array, dy: _Array | None, y: _Array, /) -> None: ...
+def activation(name: str, x: _Array, dy: _Array | None, y: _Array, /) -> None: ...
 def scale(x: _Array, y: _Array, factor: float, /) -> None: ...
 def philox(counter: Sequence[int], key: Sequence[int], rounds: int = ...) -> list[int]: ...
 def use_instruction_set(name: str | None, /) -> None: ...

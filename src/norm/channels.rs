@@ -191,6 +191,20 @@ impl Cut {
         let first = samples.start * self.shape.s + places.start;
         first..first + samples.len() * places.len()
     }
+
+    /// The runs of elements of some blocks of channel `c`, stored channels first, whole planes where they are: the group of
+    /// samples, the first and the length. The last come first: they are still in cache.
+    #[inline(always)]
+    fn runs(&self, blocks: &Blocks, c: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (cut, shape) = (*self, self.shape);
+        let places = blocks.parts.start * BLOCK..shape.s.min(blocks.parts.end * BLOCK);
+        blocks.groups.clone().rev().flat_map(move |group| {
+            let places = places.clone();
+            let first = move |n: usize| (n * shape.c + c) * shape.s + places.start;
+            let len = places.len();
+            cut.samples(group).rev().map(move |n| (group, first(n), len))
+        })
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -206,6 +220,9 @@ trait Sweep: Sync {
     /// The second sweep.
     fn apply(&self, blocks: Blocks, channels: Range<usize>);
 }
+
+/// Blocks of a task, stored channels first.
+const BLOCKS: usize = 16;
 
 /// Runs the sweeps, set by set while it is in cache if there are enough sets, else one sweep after the other. The results
 /// do not depend on which.
@@ -235,24 +252,26 @@ fn run(cut: &Cut, sweep: &impl Sweep, measure: bool, apply: bool) {
             sweep.apply(blocks, channels);
         });
     }
-    // A task is one block: of all channels if they lie side by side, else of a few.
-    let per_task = if shape.last { shape.c } else { (4 * BLOCK / (cut.joined * shape.s).min(BLOCK)).min(shape.c) };
-    let strips = shape.c.div_ceil(per_task);
+    // A task is one block of all channels if they lie side by side; else some blocks that follow each other in memory.
+    let (parts_each, channels_each) =
+        if shape.last { (1, shape.c) } else { (BLOCKS, (BLOCKS * BLOCK / (cut.joined * shape.s)).clamp(1, shape.c)) };
+    let (strips, pieces) = (shape.c.div_ceil(channels_each), cut.parts.div_ceil(parts_each));
     let piece = |t: usize| {
-        let (b, strip) = (t / strips, t % strips);
-        let (group, part) = (b / cut.parts, b % cut.parts);
-        let blocks = Blocks { groups: group..group + 1, parts: part..part + 1 };
-        (blocks, strip * per_task..shape.c.min((strip + 1) * per_task))
+        let (group, strip, piece) = (t / (strips * pieces), t / pieces % strips, t % pieces);
+        let parts = piece * parts_each..cut.parts.min((piece + 1) * parts_each);
+        let channels = strip * channels_each..shape.c.min((strip + 1) * channels_each);
+        (Blocks { groups: group..group + 1, parts }, channels)
     };
+    let tasks = cut.groups * strips * pieces;
     if measure {
-        parallel::share(elements, cut.blocks() * strips, |t| {
+        parallel::share(elements, tasks, |t| {
             let (blocks, channels) = piece(t);
             sweep.measure(blocks, channels);
         });
         parallel::share(elements, shape.count(), |set| sweep.finish(set));
     }
     if apply {
-        parallel::share(elements, cut.blocks() * strips, |t| {
+        parallel::share(elements, tasks, |t| {
             let (blocks, channels) = piece(t);
             sweep.apply(blocks, channels);
         });
@@ -421,12 +440,22 @@ impl<T: Real> Affine<T> {
     }
 }
 
-/// Structures of one element type as columns of numbers, which is how the loop over a row of channels reads them.
-fn columns<T: Real, S, const K: usize>(all: &[S], fields: impl Fn(&S) -> [T; K]) -> [Vec<T>; K] {
-    let mut columns = array::from_fn(|_| Vec::with_capacity(all.len()));
+/// Rows of channels that the second sweep takes in one loop, which costs something to begin: short ones together.
+fn rows_at_once(rows: usize, channels: usize) -> usize {
+    (512 / channels).min(rows / 4).max(1)
+}
+
+/// The fields of structures side by side, several times over: how the loop over some rows of channels reads them.
+fn columns<T: Real, S, const K: usize>(all: &[S], times: usize, fields: impl Fn(&S) -> [T; K]) -> [Vec<T>; K] {
+    let mut columns = array::from_fn(|_| Vec::with_capacity(times * all.len()));
     for one in all {
         for (column, value) in columns.iter_mut().zip(fields(one)) {
             column.push(value);
+        }
+    }
+    for column in &mut columns {
+        for _ in 1..times {
+            column.extend_from_within(..all.len());
         }
     }
     columns
@@ -597,21 +626,23 @@ impl<E: Element> Kernel for ApplyForward<'_, E> {
             if cut.shape.last {
                 for block in blocks.each().rev() {
                     let of_sample = coefficients.slice(cut.coefficient(block.0, 0), pitch);
-                    let [hi, lo, a, bias] = columns(of_sample, |c| [c.hi, c.lo, c.a, c.b]);
-                    let [hi, lo, a, bias] = [&hi, &lo, &a, &bias].map(Vec::as_ptr);
-                    for row in cut.rows(block) {
-                        let (x, y) = (f.x.add(row * pitch), f.y.add(row * pitch));
-                        map(x, y, pitch, |j, x| ((x - *hi.add(j)) - *lo.add(j)) * *a.add(j) + *bias.add(j));
+                    let rows = cut.rows(block);
+                    let at_once = rows_at_once(rows.len(), pitch);
+                    let columns = columns(of_sample, at_once, |c| [c.hi, c.lo, c.a, c.b]);
+                    let [hi, lo, a, bias] = columns.each_ref().map(Vec::as_ptr);
+                    for row in rows.clone().step_by(at_once) {
+                        let (first, n) = (row * pitch, at_once.min(rows.end - row) * pitch);
+                        map(f.x.add(first), f.y.add(first), n, |j, x| {
+                            ((x - *hi.add(j)) - *lo.add(j)) * *a.add(j) + *bias.add(j)
+                        });
                     }
                 }
                 return;
             }
             for c in channels.rev() {
-                for block in blocks.clone().each().rev() {
-                    let affine = *coefficients.at(cut.coefficient(block.0, c));
-                    for (first, n) in cut.planes(block, c) {
-                        map(f.x.add(first), f.y.add(first), n, |_, x| affine.apply(x));
-                    }
+                for (group, first, n) in cut.runs(&blocks, c) {
+                    let affine = *coefficients.at(cut.coefficient(group, c));
+                    map(f.x.add(first), f.y.add(first), n, |_, x| affine.apply(x));
                 }
             }
         }
@@ -907,14 +938,16 @@ impl<E: Element> Kernel for ApplyBackward<'_, E> {
             if cut.shape.last {
                 for block in blocks.each().rev() {
                     let of_sample = slopes.slice(cut.coefficient(block.0, 0), pitch);
-                    let columns = columns(of_sample, |c| [c.hi, c.lo, c.p, c.q, c.u]);
+                    let rows = cut.rows(block);
+                    let at_once = rows_at_once(rows.len(), pitch);
+                    let columns = columns(of_sample, at_once, |c| [c.hi, c.lo, c.p, c.q, c.u]);
                     let [hi, lo, p, q, u] = columns.each_ref().map(Vec::as_ptr);
-                    for row in cut.rows(block) {
-                        let first = row * pitch;
+                    for row in rows.clone().step_by(at_once) {
+                        let (first, n) = (row * pitch, at_once.min(rows.end - row) * pitch);
                         if constant {
-                            map(dy.add(first), dx.add(first), pitch, |j, dy| *p.add(j) * dy);
+                            map(dy.add(first), dx.add(first), n, |j, dy| *p.add(j) * dy);
                         } else {
-                            zip(x.add(first), dy.add(first), dx.add(first), pitch, |j, x, dy| {
+                            zip(x.add(first), dy.add(first), dx.add(first), n, |j, x, dy| {
                                 let d = (x - *hi.add(j)) - *lo.add(j);
                                 (*p.add(j) * dy - *q.add(j)) - d * *u.add(j)
                             });
@@ -924,15 +957,13 @@ impl<E: Element> Kernel for ApplyBackward<'_, E> {
                 return;
             }
             for c in channels.rev() {
-                for block in blocks.clone().each().rev() {
-                    let Slope { hi, lo, p, q, u } = *slopes.at(cut.coefficient(block.0, c));
-                    for (first, n) in cut.planes(block, c) {
-                        let (x, dy, dx) = (x.add(first), dy.add(first), dx.add(first));
-                        if constant {
-                            map(dy, dx, n, |_, dy| p * dy);
-                        } else {
-                            zip(x, dy, dx, n, |_, x, dy| (p * dy - q) - ((x - hi) - lo) * u);
-                        }
+                for (group, first, n) in cut.runs(&blocks, c) {
+                    let Slope { hi, lo, p, q, u } = *slopes.at(cut.coefficient(group, c));
+                    let (x, dy, dx) = (x.add(first), dy.add(first), dx.add(first));
+                    if constant {
+                        map(dy, dx, n, |_, dy| p * dy);
+                    } else {
+                        zip(x, dy, dx, n, |_, x, dy| (p * dy - q) - ((x - hi) - lo) * u);
                     }
                 }
             }

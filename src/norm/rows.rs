@@ -14,7 +14,7 @@ use crate::array::Shared;
 use crate::float::{Element, Real};
 use crate::parallel::{self, CHUNK};
 use crate::reduce::{self, LANES};
-use crate::simd::{Isa, Kernel, dispatch};
+use crate::simd::{Isa, Kernel, dispatch, prefetch};
 
 /// `rows` rows of `groups` sets of `size` elements.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +121,7 @@ impl<E: Element, const CENTER: bool> Kernel for ForwardRows<'_, E, CENTER> {
             // SAFETY: `forward` requires the arrays to be valid; no other task has set `set`.
             unsafe {
                 let (mut x, y) = (f.x.add(first), f.y.add(first));
+                prefetch(x.wrapping_add(shape.size), shape.size);
                 if let Some((residual, hidden)) = f.residual {
                     zip(x, residual.add(first), hidden.add(first), shape.size, |_, x, r| x + r);
                     x = hidden.add(first);
@@ -261,6 +262,8 @@ unsafe fn backward_of_set<E: Element, const CENTER: bool>(
     // SAFETY: as required.
     unsafe {
         let (x, dy, dx) = (b.x.add(first), b.dy.add(first), b.dx.add(first));
+        prefetch(x.wrapping_add(size), size);
+        prefetch(dy.wrapping_add(size), size);
         let weight = b.weight.as_ptr().add(column);
         let center = Center::<E::Acc>::new(if CENTER { b.mean[set] } else { 0.0 }, b.rstd[set]);
         let normalise = |x| if CENTER { center.normalise(x) } else { x * center.rstd };

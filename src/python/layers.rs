@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use super::array::output;
 use super::dense::{Dense, Store, values};
-use crate::activation::{self, Gelu, Plain};
+use crate::activation::Activation;
 use crate::dropout::{self, Draw, Units};
 use crate::float::{Bf16, DType, Element, F16, Real};
 use crate::loss::{self, BinaryCrossEntropy, CrossEntropy, Pairs, SquaredError, Target};
@@ -591,46 +591,33 @@ pub(super) fn tree_sum(numbers: PyReadonlyArray1<'_, f64>) -> PyResult<f64> {
     Ok(reduce::tree(&mut numbers.as_slice()?.to_vec()))
 }
 
-/// GELU of `x` into `y`, or with `dy` its gradient.
+/// An activation (`relu`, `gelu`, `gelu_tanh`) of `x` into `y`, or with `dy` its gradient.
 #[pyfunction]
-#[pyo3(signature = (x, dy, y, tanh, /))]
-pub(super) fn gelu(
+#[pyo3(signature = (name, x, dy, y, /))]
+pub(super) fn activation(
     py: Python<'_>,
+    name: &str,
     x: Array<'_, '_>,
     dy: Option<Array<'_, '_>>,
     y: Array<'_, '_>,
-    tanh: bool,
 ) -> PyResult<()> {
-    let (x, y) = one_to_one(x, y)?;
-    let dy = dy.map(|dy| Dense::input(dy, "grad_output", x.len, Some(x.dtype))).transpose()?;
-    y.apart_from(&dy, true)?;
-    let form = if tanh { Gelu::Tanh } else { Gelu::Exact };
-    native(py, || {
-        with_element!(x.dtype, E => {
-            // SAFETY: as in `norm_rows`.
-            unsafe {
-                activation::gelu::<E>(form, x.as_ptr(), dy.as_ref().map(Dense::as_ptr), y.as_mut_ptr(), x.len);
-            }
-        });
-    });
-    Ok(())
-}
-
-/// `max(x, 0)` into `y`, or with `dy` its gradient.
-#[pyfunction]
-#[pyo3(signature = (x, dy, y, /))]
-pub(super) fn relu(py: Python<'_>, x: Array<'_, '_>, dy: Option<Array<'_, '_>>, y: Array<'_, '_>) -> PyResult<()> {
-    plain(py, Plain::Relu, x, dy, y)
+    let f = match name {
+        "relu" => Activation::Relu,
+        "gelu" => Activation::Gelu,
+        "gelu_tanh" => Activation::GeluTanh,
+        _ => return Err(PyValueError::new_err(format!("no activation {name}"))),
+    };
+    apply(py, f, x, dy, y)
 }
 
 /// `factor * x` into `y`.
 #[pyfunction]
 #[pyo3(signature = (x, y, factor, /))]
 pub(super) fn scale(py: Python<'_>, x: Array<'_, '_>, y: Array<'_, '_>, factor: f64) -> PyResult<()> {
-    plain(py, Plain::Scale(factor), x, None, y)
+    apply(py, Activation::Scale(factor), x, None, y)
 }
 
-fn plain(py: Python<'_>, f: Plain, x: Array<'_, '_>, dy: Option<Array<'_, '_>>, y: Array<'_, '_>) -> PyResult<()> {
+fn apply(py: Python<'_>, f: Activation, x: Array<'_, '_>, dy: Option<Array<'_, '_>>, y: Array<'_, '_>) -> PyResult<()> {
     let (x, y) = one_to_one(x, y)?;
     let dy = dy.map(|dy| Dense::input(dy, "grad_output", x.len, Some(x.dtype))).transpose()?;
     y.apart_from(&dy, true)?;
@@ -639,7 +626,7 @@ fn plain(py: Python<'_>, f: Plain, x: Array<'_, '_>, dy: Option<Array<'_, '_>>, 
             // SAFETY: as in `norm_rows`.
             unsafe {
                 let dy = dy.as_ref().map(Dense::as_ptr);
-                activation::plain::<E>(f, x.as_ptr(), dy, y.as_mut_ptr(), x.len, Isa::current());
+                crate::activation::apply::<E>(f, x.as_ptr(), dy, y.as_mut_ptr(), x.len, Isa::current());
             }
         });
     });

@@ -21,8 +21,8 @@ mod _core {
     use super::checkpoint::{load_safetensors, save_safetensors};
     #[pymodule_export]
     use super::layers::{
-        check_output, cross_entropy, dropout_draw, dropout_mask, gelu, norm_channels, norm_channels_backward,
-        norm_rows, norm_rows_backward, philox_block, pointwise_loss, relu, scale, sum_of_squares, tree_sum,
+        activation, check_output, cross_entropy, dropout_draw, dropout_mask, norm_channels, norm_channels_backward,
+        norm_rows, norm_rows_backward, philox_block, pointwise_loss, scale, sum_of_squares, tree_sum,
         use_instruction_set,
     };
     #[pymodule_export]

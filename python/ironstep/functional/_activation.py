@@ -35,7 +35,7 @@ def relu(input: Any, *, out: Array | None = None) -> Array:
     x = array(input, "input")
     layout = memory_order(x)
     y = Out(out, "out", x, layout, inputs=[("input", x)])
-    _core.relu(layout.dense(x), None, y.buffer)
+    _core.activation("relu", layout.dense(x), None, y.buffer)
     return y.done()
 
 
@@ -66,14 +66,14 @@ def relu_backward(grad_output: Any, input: Any, *, out: Array | None = None) -> 
     dy = like(grad_output, "grad_output", x, "input")
     layout = memory_order(x)
     dx = Out(out, "out", x, layout, inputs=[("grad_output", dy), ("input", x)])
-    _core.relu(layout.dense(x), layout.dense(dy), dx.buffer)
+    _core.activation("relu", layout.dense(x), layout.dense(dy), dx.buffer)
     return dx.done()
 
 
-def _tanh(approximate: str) -> bool:
+def _gelu(approximate: str) -> str:
     if approximate not in ("none", "tanh"):
         raise ValueError(f'approximate must be "none" or "tanh", got {approximate!r}')
-    return approximate == "tanh"
+    return "gelu" if approximate == "none" else "gelu_tanh"
 
 
 def gelu(input: Any, approximate: str = "none", *, out: Array | None = None) -> Array:
@@ -103,11 +103,11 @@ def gelu(input: Any, approximate: str = "none", *, out: Array | None = None) -> 
     References:
         Hendrycks & Gimpel, Gaussian error linear units, arXiv 1606.08415.
     """
-    tanh = _tanh(approximate)
+    name = _gelu(approximate)
     x = array(input, "input")
     layout = memory_order(x)
     y = Out(out, "out", x, layout, inputs=[("input", x)])
-    _core.gelu(layout.dense(x), None, y.buffer, tanh)
+    _core.activation(name, layout.dense(x), None, y.buffer)
     return y.done()
 
 
@@ -135,10 +135,10 @@ def gelu_backward(grad_output: Any, input: Any, approximate: str = "none", *, ou
     References:
         Hendrycks & Gimpel, Gaussian error linear units, arXiv 1606.08415.
     """
-    tanh = _tanh(approximate)
+    name = _gelu(approximate)
     x = array(input, "input")
     dy = like(grad_output, "grad_output", x, "input")
     layout = memory_order(x)
     dx = Out(out, "out", x, layout, inputs=[("grad_output", dy), ("input", x)])
-    _core.gelu(layout.dense(x), layout.dense(dy), dx.buffer, tanh)
+    _core.activation(name, layout.dense(x), layout.dense(dy), dx.buffer)
     return dx.done()
