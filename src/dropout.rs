@@ -25,13 +25,13 @@ impl Draw {
         libm::round(self.p * 4_294_967_296.0) as u32
     }
 
-    /// Whether each of `n` units is kept.
-    pub fn mask(&self, n: usize) -> Vec<bool> {
+    /// Whether each of `n` units is kept: 1, or 0.
+    pub fn mask(&self, n: usize) -> Vec<u8> {
         let threshold = self.threshold();
         let group = GROUP as u64;
         let mut mask = Vec::with_capacity(n);
         for i in (self.offset / group..).take(if n == 0 { 0 } else { n / GROUP + 2 }) {
-            mask.extend(self.stream.group(i).map(|number| number >= threshold));
+            mask.extend(self.stream.group(i).map(|number| u8::from(number >= threshold)));
         }
         let skip = (self.offset % group) as usize;
         mask.drain(..skip.min(mask.len()));
@@ -136,11 +136,11 @@ pub enum Units {
     },
 }
 
-/// Drops whole units, given which are kept.
+/// Drops whole units, given which are kept: those whose mask is not 0.
 ///
 /// # Safety
 /// As for [`elements`].
-pub unsafe fn units<E: Element>(x: *const E, y: *mut E, n: usize, mask: &[bool], units: Units, p: f64, isa: Isa) {
+pub unsafe fn units<E: Element>(x: *const E, y: *mut E, n: usize, mask: &[u8], units: Units, p: f64, isa: Isa) {
     let (x, y) = (Addresses(x.cast_mut()), Addresses(y));
     parallel::share(n, n.div_ceil(CHUNK), |task| {
         let start = task * CHUNK;
@@ -154,7 +154,7 @@ struct UnitsKernel<'a, E: Element> {
     y: *mut E,
     start: usize,
     end: usize,
-    mask: &'a [bool],
+    mask: &'a [u8],
     units: Units,
     scale: E::Acc,
 }
@@ -174,7 +174,7 @@ impl<E: Element> Kernel for UnitsKernel<'_, E> {
             Units::Runs(inner) => {
                 let mut i = start;
                 while i < end {
-                    let keep = mask[i / inner];
+                    let keep = mask[i / inner] != 0;
                     let stop = end.min((i / inner + 1) * inner);
                     for i in i..stop {
                         select(i, keep);
@@ -189,7 +189,7 @@ impl<E: Element> Kernel for UnitsKernel<'_, E> {
                     let stop = end.min(i + units - column);
                     let mask = &mask[i / (inner * units) * units + column..][..stop - i];
                     for (j, &keep) in mask.iter().enumerate() {
-                        select(i + j, keep);
+                        select(i + j, keep != 0);
                     }
                     i = stop;
                 }
@@ -213,14 +213,14 @@ mod tests {
             let mut y = vec![0f32; n];
             // SAFETY: both have `n` elements.
             unsafe { elements(x.as_ptr(), y.as_mut_ptr(), n, draw, isa) };
-            assert!(y.iter().zip(&mask).all(|(&y, &keep)| y == if keep { 1.0 / 0.7 } else { 0.0 }));
+            assert!(y.iter().zip(&mask).all(|(&y, &keep)| y == if keep != 0 { 1.0 / 0.7 } else { 0.0 }));
             let later = Draw { offset: draw.offset + 1234, ..draw };
             let mut rest = x[1234..].to_vec();
             // SAFETY: in place.
             unsafe { elements(rest.as_ptr(), rest.as_mut_ptr(), n - 1234, later, isa) };
             assert_eq!(rest, y[1234..]);
         }
-        let kept = mask.iter().filter(|&&keep| keep).count() as f64 / n as f64;
+        let kept = mask.iter().filter(|&&keep| keep != 0).count() as f64 / n as f64;
         assert!((kept - 0.7).abs() < 0.01);
     }
 }

@@ -34,7 +34,7 @@ pub struct CrossEntropy<'a, E: Element> {
     /// Logits of a row.
     pub classes: usize,
     /// The target.
-    pub target: Target<'a, E>,
+    pub target: Target<'a, E::Acc>,
     /// For each class.
     pub weight: Option<&'a [E::Acc]>,
     /// What the target is multiplied by in smoothing, 1 without.
@@ -156,7 +156,7 @@ unsafe fn cross_entropy_row<E: Element>(
                     let t = t.add(row * n + first);
                     let (on, off) = (number(c.on), number(c.off));
                     totals(len, |j| {
-                        let q = weight(first + j) * (on * (*t.add(j)).widen() + off);
+                        let q = weight(first + j) * (on * *t.add(j) + off);
                         let distance = max - (*x.add(j)).widen();
                         // An impossible class with probability 0 adds nothing.
                         [if q == E::Acc::ZERO { q } else { q * distance }, q]
@@ -202,9 +202,7 @@ unsafe fn cross_entropy_row<E: Element>(
                     Target::Probabilities(t) => {
                         let t = t.add(row * n + first);
                         let (on, off, scale) = (number(c.on), number(c.off), number(scale));
-                        map_into(exps, dx, len, |j, e| {
-                            e * k - scale * (weight(first + j) * (on * (*t.add(j)).widen() + off))
-                        });
+                        map_into(exps, dx, len, |j, e| e * k - scale * (weight(first + j) * (on * *t.add(j) + off)));
                     }
                 }
             }
@@ -282,7 +280,8 @@ pub trait Pointwise<T>: Copy + Send + Sync {
     const SQUARED: bool;
 }
 
-/// `(x - target)^2`; the value is the distance.
+/// `(x - target)^2`; the value is the distance, and so is the derivative: the 2 belongs into the scale, where it cannot
+/// overflow.
 #[derive(Clone, Copy, Debug)]
 pub struct SquaredError;
 
@@ -290,7 +289,7 @@ impl<T: Real> Pointwise<T> for SquaredError {
     #[inline(always)]
     fn value_and_slope(&self, x: T, target: T, _pos_weight: T) -> (T, T) {
         let d = x - target;
-        (d, d + d)
+        (d, d)
     }
     const SQUARED: bool = true;
 }
@@ -329,7 +328,7 @@ pub struct Pairs<E: Element> {
     /// What is compared.
     pub x: *const E,
     /// With what.
-    pub target: *const E,
+    pub target: *const E::Acc,
     /// What each loss is multiplied by.
     pub weight: Option<*const E::Acc>,
     /// Of the positive class.
@@ -393,8 +392,7 @@ impl<E: Element, L: Pointwise<E::Acc>> Kernel for PointwiseChunk<'_, E, L> {
                 let (x, target) = (pairs.x.add(start), pairs.target.add(start));
                 for j in 0..n {
                     let pos_weight = pairs.pos_weight.map_or(one, |p| *p.add(start + j));
-                    (values[j], slopes[j]) =
-                        loss.value_and_slope((*x.add(j)).widen(), (*target.add(j)).widen(), pos_weight);
+                    (values[j], slopes[j]) = loss.value_and_slope((*x.add(j)).widen(), *target.add(j), pos_weight);
                 }
                 let weight = |j: usize| pairs.weight.map_or(one, |w| *w.add(start + j));
                 *sum = total(n, |j| {

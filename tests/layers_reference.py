@@ -272,8 +272,7 @@ def group_norm_backward(dy: Array, x: Array, groups: int, w: Array | None, f: Fo
         return Backward(dx.reshape(x.shape), column_sums(dy[..., 0] * xh.reshape(n, c)), column_sums(dy[..., 0]))
     m = per_group * s
     mean, rstd = (np.repeat(v, per_group, axis=1) for v in (f.mean, f.rstd))
-    d = centred(x, mean[..., None])
-    xh = d * rstd.astype(dtype)[..., None]
+    xh = centred(x, mean[..., None]) * rstd.astype(dtype)[..., None]
     a, b = sum_of(dy), sum_of(dy * xh)
     w64 = w.astype(F64)
     c1, c2 = (
@@ -281,8 +280,8 @@ def group_norm_backward(dy: Array, x: Array, groups: int, w: Array | None, f: Fo
     )
     p = (rstd * w64).astype(dtype)[..., None]
     q = (rstd * c1).astype(dtype)[..., None]
-    u = ((rstd * c2) * rstd).astype(dtype)[..., None]
-    return Backward((p * dy - q) - d * u, tree(list(b)).astype(dtype), tree(list(a)).astype(dtype))
+    t = (rstd * c2).astype(dtype)[..., None]
+    return Backward((p * dy - q) - xh * t, tree(list(b)).astype(dtype), tree(list(a)).astype(dtype))
 
 
 def channel_blocks(x: Array) -> list[Array]:
@@ -321,8 +320,9 @@ def batch_norm_backward(dy: Array, x: Array, w: Array | None, f: Forward, *, tra
     dx = ra.astype(dtype)[:, None] * dy
     if training:
         q = (ra * (sum_a / m)).astype(dtype)[:, None]
-        u = ((ra * (sum_b / m)) * f.rstd).astype(dtype)[:, None]
-        dx = (dx - q) - centred(x, f.mean[:, None]) * u
+        t = (ra * (sum_b / m)).astype(dtype)[:, None]
+        xh = centred(x, f.mean[:, None]) * f.rstd.astype(dtype)[:, None]
+        dx = (dx - q) - xh * t
     return Backward(dx, sum_b.astype(dtype), sum_a.astype(dtype))
 
 

@@ -1039,3 +1039,29 @@ def test_accumulated_gradients_by_hand():
             total[name] += grad
     for name, grad in want.items():
         close(total[name], grad, 1e-12, name)
+
+
+def test_loading_a_layers_own_arrays_under_other_names():
+    model = nn.Sequential(nn.LayerNorm(2), nn.LayerNorm(2))
+    model.params["0.weight"][...] = 3.0
+    swapped = {f"{1 - int(name[0])}{name[1:]}": array for name, array in model.params.items()}
+    model.load_state_dict(swapped)
+    assert (model.params["1.weight"] == 3.0).all()
+    assert (model.params["0.weight"] == 1.0).all()
+
+
+def test_bfloat16_through_a_file_of_numpy(tmp_path):
+    layer = nn.LayerNorm(3, dtype=BF16)
+    layer.params["weight"][...] = 1.5
+    np.savez(tmp_path / "state.npz", **layer.state_dict())
+    other = nn.LayerNorm(3, dtype=BF16)
+    with np.load(tmp_path / "state.npz") as state:
+        other.load_state_dict(dict(state))
+    assert (other.params["weight"] == layer.params["weight"]).all()
+
+
+def test_the_gradient_of_a_bias_over_many_rows_is_accurate():
+    layer = nn.Linear(1, 1, seed=0)
+    layer(np.ones((2_000_000, 1), np.float32))
+    layer.backward(np.full((2_000_000, 1), 0.1, np.float32))
+    assert layer.grads["bias"][0] == pytest.approx(200_000, rel=1e-6)

@@ -533,7 +533,11 @@ class Layer:
             )
         if unknown := [name for name in state_dict if name not in own]:
             raise ValueError(f"state_dict has names that this layer lacks: {', '.join(map(repr, unknown))}")
-        values = {name: np.asarray(state_dict[name]) for name in own}
+        # Copies, because they may be arrays of this layer under other names.
+        values = {name: np.array(_arrays.unmasked(state_dict[name], f"state_dict[{name!r}]")) for name in own}
+        for name, array in own.items():
+            if values[name].dtype.str == "|V2" and array.dtype.name == "bfloat16":
+                values[name] = values[name].view(array.dtype)  # np.load knows no bfloat16
         for name, array in own.items():
             if values[name].shape != array.shape:
                 raise ValueError(f"state_dict[{name!r}] must have shape {array.shape}, got {values[name].shape}")
@@ -766,7 +770,8 @@ class Linear(_Product):
         grad = grad_output.reshape(-1, self.out_features)
         np.matmul(grad.T, saved, out=self.grads["weight"])
         if "bias" in self.grads:
-            np.sum(grad, axis=0, out=self.grads["bias"])
+            # In float64: NumPy adds row after row, and a float32 sum of a million of them is off by a percent.
+            self.grads["bias"][...] = np.sum(grad, axis=0, dtype=np.float64)
         return (grad @ self.params["weight"]).reshape(*grad_output.shape[:-1], self.in_features)
 
 
@@ -909,7 +914,7 @@ class Conv2d(_Window):
                 tap += parts[:, :, k]
             grad_input[part] = padded[:, :, ph : ph + h, pw : pw + w]
         if "bias" in self.grads:
-            np.sum(grad_output, axis=(0, 2, 3), out=self.grads["bias"])
+            self.grads["bias"][...] = np.sum(grad_output, axis=(0, 2, 3), dtype=np.float64)
         return grad_input
 
 

@@ -714,28 +714,29 @@ unsafe fn sweep_forward<E: Element>(
 // Backward
 // ---------------------------------------------------------------------------------------------------------------------
 
-/// `dx = (p dy - q) - ((x - hi) - lo) u`
+/// `dx = (p dy - q) - xh t`, with `xh = ((x - hi) - lo) rstd`
 #[derive(Clone, Copy, Debug, Default)]
 struct Slope<T> {
     hi: T,
     lo: T,
+    rstd: T,
     p: T,
     q: T,
-    u: T,
+    t: T,
 }
 
 impl<T: Real> Slope<T> {
     /// From the mean and `1 / sqrt(var + eps)` of the set, the weight, and the means over the set of `g` and `g xh`
     /// times `scale`, `scale` being the weight where it is the same for the whole set.
     fn new(mean: f64, rstd: f64, weight: T, scale: f64, [k1, k2]: [f64; 2]) -> Slope<T> {
-        let Center { hi, lo, .. } = Center::<T>::new(mean, rstd);
-        let weight = weight.to_f64();
+        let Center { hi, lo, rstd: r } = Center::<T>::new(mean, rstd);
         Slope {
             hi,
             lo,
-            p: T::from_f64(rstd * weight),
+            rstd: r,
+            p: T::from_f64(rstd * weight.to_f64()),
             q: T::from_f64((rstd * scale) * k1),
-            u: T::from_f64(((rstd * scale) * k2) * rstd),
+            t: T::from_f64((rstd * scale) * k2),
         }
     }
 }
@@ -940,16 +941,16 @@ impl<E: Element> Kernel for ApplyBackward<'_, E> {
                     let of_sample = slopes.slice(cut.coefficient(block.0, 0), pitch);
                     let rows = cut.rows(block);
                     let at_once = rows_at_once(rows.len(), pitch);
-                    let columns = columns(of_sample, at_once, |c| [c.hi, c.lo, c.p, c.q, c.u]);
-                    let [hi, lo, p, q, u] = columns.each_ref().map(Vec::as_ptr);
+                    let columns = columns(of_sample, at_once, |c| [c.hi, c.lo, c.rstd, c.p, c.q, c.t]);
+                    let [hi, lo, rstd, p, q, t] = columns.each_ref().map(Vec::as_ptr);
                     for row in rows.clone().step_by(at_once) {
                         let (first, n) = (row * pitch, at_once.min(rows.end - row) * pitch);
                         if constant {
                             map(dy.add(first), dx.add(first), n, |j, dy| *p.add(j) * dy);
                         } else {
                             zip(x.add(first), dy.add(first), dx.add(first), n, |j, x, dy| {
-                                let d = (x - *hi.add(j)) - *lo.add(j);
-                                (*p.add(j) * dy - *q.add(j)) - d * *u.add(j)
+                                let xh = ((x - *hi.add(j)) - *lo.add(j)) * *rstd.add(j);
+                                (*p.add(j) * dy - *q.add(j)) - xh * *t.add(j)
                             });
                         }
                     }
@@ -958,12 +959,12 @@ impl<E: Element> Kernel for ApplyBackward<'_, E> {
             }
             for c in channels.rev() {
                 for (group, first, n) in cut.runs(&blocks, c) {
-                    let Slope { hi, lo, p, q, u } = *slopes.at(cut.coefficient(group, c));
+                    let Slope { hi, lo, rstd, p, q, t } = *slopes.at(cut.coefficient(group, c));
                     let (x, dy, dx) = (x.add(first), dy.add(first), dx.add(first));
                     if constant {
                         map(dy, dx, n, |_, dy| p * dy);
                     } else {
-                        zip(x, dy, dx, n, |_, x, dy| (p * dy - q) - ((x - hi) - lo) * u);
+                        zip(x, dy, dx, n, |_, x, dy| (p * dy - q) - (((x - hi) - lo) * rstd) * t);
                     }
                 }
             }

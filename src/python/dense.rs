@@ -131,29 +131,21 @@ pub(super) fn values<T: Real>(
 /// Where some numbers are to be stored: an array of any type and layout that may be written.
 pub(super) struct Store<'a, 'py> {
     array: &'a Bound<'py, PyAny>,
-    bytes: Dense,
+    name: &'static str,
 }
 
 impl<'a, 'py> Store<'a, 'py> {
     pub(super) fn new(array: &'a Bound<'py, PyAny>, name: &'static str, len: usize) -> PyResult<Store<'a, 'py>> {
-        let (header, kind) = output(array, &|| name.to_string())?;
+        let (header, _) = output(array, &|| name.to_string())?;
         if header.len() != len {
             return Err(PyValueError::new_err(format!("{name} must have {len} elements, got {}", header.len())));
         }
-        let bytes = header.bytes(kind.dtype.size());
-        let len = bytes.len() / kind.dtype.size();
-        let ptr = header.data.with_addr(bytes.start);
-        Ok(Store { array, bytes: Dense { ptr, dtype: kind.dtype, len, name } })
-    }
-
-    /// The memory that it reaches over.
-    pub(super) fn memory(&self) -> &Dense {
-        &self.bytes
+        Ok(Store { array, name })
     }
 
     /// Stores them.
     pub(super) fn put<T: Real>(&self, numbers: impl Iterator<Item = f64>) -> PyResult<()> {
-        let (header, kind) = output(self.array, &|| self.bytes.name.to_string())?;
+        let (header, kind) = output(self.array, &|| self.name.to_string())?;
         let numbers: Vec<T> = ieee(|| numbers.map(T::from_f64).collect());
         if header.len() == numbers.len() && !numbers.is_empty() {
             let shape: Vec<usize> = header.shape().into_iter().filter(|&n| n != 1).collect();

@@ -50,10 +50,15 @@ fn native<R: Send>(py: Python<'_>, f: impl FnOnce() -> R + Send) -> R {
 }
 
 fn product(shape: &[usize], what: &str) -> PyResult<usize> {
-    shape
-        .iter()
-        .try_fold(1usize, |all, &n| all.checked_mul(n))
-        .ok_or_else(|| PyValueError::new_err(format!("{what} has too many elements")))
+    /// An empty array has no memory that would limit its axes; what is kept for each set or column still needs some.
+    const EMPTY: usize = 1 << 28;
+    let axes = shape.iter().try_fold(1usize, |all, &n| all.checked_mul(n.max(1)));
+    let empty = shape.contains(&0);
+    match axes {
+        Some(axes) if !empty => Ok(axes),
+        Some(axes) if axes <= EMPTY => Ok(0),
+        _ => Err(PyValueError::new_err(format!("{what} has axes that are too long, {shape:?}"))),
+    }
 }
 
 fn slice<'a>(array: &'a PyReadonlyArray1<'_, f64>, name: &str, len: usize) -> PyResult<&'a [f64]> {
@@ -162,7 +167,6 @@ pub(super) fn norm_rows_backward<'py>(
     let dbias = dbias.map(|d| Store::new(d, "out.bias", shape.row())).transpose()?;
     let inputs = || [&x, &dy].into_iter().chain(&dh);
     dx.apart_from(inputs(), true)?;
-    apart_params(dweight.as_ref(), dbias.as_ref(), inputs().chain([&dx]))?;
     let mean_values = mean.as_ref().map(|mean| slice(mean, "mean", shape.sets())).transpose()?;
     let rstd = slice(&rstd, "rstd", shape.sets())?;
     with_element!(x.dtype, E => {
@@ -189,21 +193,6 @@ pub(super) fn norm_rows_backward<'py>(
         });
         put_params::<T>(dweight.as_ref(), dbias.as_ref(), params.iter().map(|p| p[0]), params.iter().map(|p| p[1]))
     })
-}
-
-/// Gradients of parameters must be apart from the arrays of the call and from each other.
-fn apart_params<'a>(
-    dweight: Option<&Store<'_, '_>>,
-    dbias: Option<&Store<'_, '_>>,
-    others: impl Iterator<Item = &'a Dense> + Clone,
-) -> PyResult<()> {
-    for one in [dweight, dbias].into_iter().flatten() {
-        one.memory().apart_from(others.clone(), false)?;
-    }
-    if let (Some(dweight), Some(dbias)) = (dweight, dbias) {
-        dweight.memory().apart_from([dbias.memory()], false)?;
-    }
-    Ok(())
 }
 
 fn put_params<T: Real>(
@@ -313,7 +302,6 @@ pub(super) fn norm_channels_backward<'py>(
     if let Some(dx) = &dx {
         dx.apart_from(inputs(), true)?;
     }
-    apart_params(dweight.as_ref(), dbias.as_ref(), inputs().chain(&dx))?;
     let (mean, rstd) = (slice(&mean, "mean", shape.count())?, slice(&rstd, "rstd", shape.count())?);
     let shared = shared
         .as_ref()
@@ -377,6 +365,9 @@ pub(super) fn dropout_draw(
             "offset must leave room for {count} random numbers below 2**64, got {offset}"
         )));
     }
+    if x.len == 0 {
+        return Ok(());
+    }
     if let Some((count, inner, columns)) = units
         && (count.checked_mul(inner) != Some(x.len) || columns == 0 || count % columns != 0)
     {
@@ -410,7 +401,7 @@ pub(super) fn dropout_mask(
     x: Array<'_, '_>,
     y: Array<'_, '_>,
     p: f64,
-    mask: PyReadonlyArray1<'_, bool>,
+    mask: PyReadonlyArray1<'_, u8>,
 ) -> PyResult<()> {
     let (x, y) = one_to_one(x, y)?;
     let mask = mask.as_slice().ok().filter(|mask| mask.len() == x.len);
@@ -459,7 +450,8 @@ pub(super) fn cross_entropy<'py>(
     let [rows, n] = shape;
     let x = Dense::input(x, "input", len, None)?;
     let dx = dx.map(|dx| Dense::output(dx, "out", len, Some(x.dtype))).transpose()?;
-    let probabilities = probabilities.map(|t| Dense::input(t, "target", len, Some(x.dtype))).transpose()?;
+    let wide = Some(x.dtype.compute());
+    let probabilities = probabilities.map(|t| Dense::input(t, "target", len, wide)).transpose()?;
     if let Some(dx) = &dx {
         dx.apart_from([&x], true)?;
         dx.apart_from(&probabilities, false)?;
@@ -469,8 +461,9 @@ pub(super) fn cross_entropy<'py>(
         .ok()
         .filter(|scale| scale.len() == 1 || scale.len() == rows)
         .ok_or_else(|| PyValueError::new_err("grad_output must be one number or one for each row"))?;
-    let classes = classes.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
-    if let Some(classes) = classes {
+    // A copy: another thread may write the array while the core relies on the check.
+    let classes = classes.map(|classes| classes.as_slice().map(<[i64]>::to_vec)).transpose()?;
+    if let Some(classes) = &classes {
         let valid = |&t: &i64| t == ignore_index || usize::try_from(t).is_ok_and(|t| t < n);
         if classes.len() != rows {
             return Err(PyValueError::new_err(format!("target must have {rows} elements, got {}", classes.len())));
@@ -487,9 +480,9 @@ pub(super) fn cross_entropy<'py>(
     with_element!(x.dtype, E => {
         type T = <E as Element>::Acc;
         let weight = weight.map(|weight| values::<T>(Some(weight), "weight", n, 1.0)).transpose()?;
-        let target = match (classes, &probabilities) {
+        let target = match (&classes, &probabilities) {
             (Some(classes), _) => Target::Classes(classes, ignore_index),
-            (None, Some(t)) => Target::Probabilities(t.as_ptr::<E>()),
+            (None, Some(t)) => Target::Probabilities(t.as_ptr::<T>()),
             (None, None) => return Err(PyValueError::new_err("target must be given")),
         };
         let call = CrossEntropy::<E> {
@@ -527,8 +520,8 @@ pub(super) fn pointwise_loss(
 ) -> PyResult<f64> {
     let len = len_of(x)?;
     let x = Dense::input(x, "input", len, None)?;
-    let target = Dense::input(target, "target", len, Some(x.dtype))?;
     let compute = Some(x.dtype.compute());
+    let target = Dense::input(target, "target", len, compute)?;
     let wide = |array: Option<Array<'_, '_>>, name| array.map(|a| Dense::input(a, name, len, compute)).transpose();
     let (weight, pos_weight) = (wide(weight, "weight")?, wide(pos_weight, "pos_weight")?);
     let upstream = wide(upstream, "grad_output")?;
@@ -559,7 +552,7 @@ pub(super) fn pointwise_loss(
         // SAFETY: as in `norm_rows`.
         native(py, || unsafe {
             match kind {
-                "mse" => Ok(loss::pointwise(SquaredError, pairs, isa)),
+                "mse" => Ok(loss::pointwise(SquaredError, Pairs { scale: 2.0 * pairs.scale, ..pairs }, isa)),
                 "bce" => {
                     let rule = BinaryCrossEntropy { on: T::from_f64(on), off: T::from_f64(off) };
                     Ok(loss::pointwise(rule, pairs, isa))

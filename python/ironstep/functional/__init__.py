@@ -3,8 +3,8 @@
 The names and the order of arguments are those of `torch.nn.functional`. Functions return new arrays, or write into
 `out`; the optimiser steps, whose names end in `_`, update their arguments in place.
 
-There is no automatic differentiation: each function has a partner `..._backward`, which takes the gradient of the
-result and what the forward call saved (`save=True`), and returns the gradients by name.
+There is no automatic differentiation: a normalisation, dropout, loss or activation has a partner `..._backward`, which
+takes the gradient of the result and what the forward call saved (`save=True`), and returns the gradients by name.
 
 Example:
     >>> import numpy as np

@@ -52,15 +52,20 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.char in "efd" or dtype.name == "bfloat16"
 
 
+def unmasked(x: Any, name: str) -> Array:
+    """What NumPy makes of an argument, but not a masked array."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass its .data, or fill it first")
+    return np.asarray(x)
+
+
 def array(x: Any, name: str) -> Array:
     """An input as an array of one of the four types; what is no array is asked for one (JAX)."""
     if not isinstance(x, np.ndarray):
         if not hasattr(x, "__array__"):
             raise TypeError(f"{name} must be a NumPy array, or an object that NumPy can take as one, got {_kind(x)}")
         x = np.asarray(x)
-    values: Array = x
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass its .data, or fill it first")
+    values = unmasked(x, name)
     if not is_float(values.dtype):
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {values.dtype}")
     return values
@@ -71,7 +76,8 @@ def like(x: Any, name: str, other: Array, other_name: str) -> Array:
     values = array(x, name)
     if values.shape != other.shape:
         raise ValueError(f"{name} must have the shape of {other_name}, {other.shape}, got {values.shape}")
-    return values if values.dtype == other.dtype else values.astype(other.dtype)
+    with np.errstate(all="ignore"):
+        return values if values.dtype == other.dtype else values.astype(other.dtype)
 
 
 def param(x: Any, name: str, shape: tuple[int, ...]) -> Array | None:
@@ -185,6 +191,11 @@ def overlap(a: Array, b: Any) -> bool | None:
         return None
 
 
+def _steps(x: Array) -> list[int]:
+    """The strides that count."""
+    return [stride for stride, n in zip(x.strides, x.shape, strict=True) if n > 1]
+
+
 def _refuse_overlap(out: Array, name: str, other: Any, other_name: str, may_be: bool) -> None:
     shared = overlap(out, other)
     if shared is False:
@@ -193,7 +204,7 @@ def _refuse_overlap(out: Array, name: str, other: Any, other_name: str, may_be: 
         may_be
         and out.dtype == other.dtype
         and out.shape == other.shape
-        and out.strides == other.strides
+        and _steps(out) == _steps(other)
         and out.__array_interface__["data"][0] == other.__array_interface__["data"][0]
     )
     if same:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ._arrays import PROBABILITY, Array, Out, array, c_order, integer, number
+from ._arrays import PROBABILITY, Array, Out, array, c_order, integer, number, unmasked
 from ._norm import _channels
 
 __all__ = [
@@ -144,7 +144,7 @@ def _forward(
 
 
 def _checked_mask(mask: Any, shape: tuple[int, ...]) -> Array:
-    mask = np.asarray(mask)
+    mask = unmasked(mask, "mask")
     if mask.dtype != np.bool_:
         raise TypeError(f"mask must be an array of bool, got {mask.dtype}")
     try:
@@ -165,7 +165,7 @@ def _apply(x: Array, name: str, saved: DropoutSaved, out: Any) -> Array:
         return y.result
     dense = layout.dense(x)
     if saved.mask is not None:
-        _core.dropout_mask(dense, y.buffer, saved.p, np.ascontiguousarray(saved.mask).reshape(-1))
+        _core.dropout_mask(dense, y.buffer, saved.p, np.ascontiguousarray(saved.mask).reshape(-1).view(np.uint8))
     else:
         assert saved.seed is not None
         _core.dropout_draw(dense, y.buffer, saved.p, saved.seed, saved.stream, saved.offset, units)
@@ -178,7 +178,7 @@ def _units(x: Array, saved: DropoutSaved) -> tuple[Any, tuple[int, int, int] | N
         return c_order(x.ndim), None
     if saved.units == "channel":
         layout, (n, c, s), last = _channels(x, saved.channel_axis)
-        return layout, (n * c, s, c if last else 1)
+        return layout, (n * c, s, max(c, 1) if last else 1)
     count = x.shape[0] if saved.units == "row" and x.size else 1
     return c_order(x.ndim), (count, x.size // count, 1)
 

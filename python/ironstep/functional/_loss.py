@@ -19,11 +19,11 @@ from ._arrays import (
     contiguous,
     integer,
     is_float,
-    like,
     memory_order,
     number,
     overlap,
     refuse_overlaps,
+    unmasked,
 )
 
 __all__ = [
@@ -74,12 +74,18 @@ def _checked(saved: Any, kind: str, grad_output: Any) -> LossSaved:
 
 def _upstream(grad_output: Any, shape: tuple[int, ...]) -> Array:
     """The gradient of the loss as an array of numbers."""
-    values = np.asarray(grad_output)
+    values = unmasked(grad_output, "grad_output")
     if values.dtype.kind not in "iu" and not is_float(values.dtype):
         raise TypeError(f"grad_output must be a number or an array of numbers, got {grad_output!r}")
     if values.shape != shape:
         raise ValueError(f"grad_output must have shape {shape}, got {values.shape}")
     return values
+
+
+def _wide(values: Array, x: Array) -> Array:
+    """In the type that `x` is computed in: a target may be more precise than a float16 input."""
+    with np.errstate(all="ignore"):
+        return values.astype(compute(x.dtype), copy=False)
 
 
 def _returned(loss: Any, grad: Array | None, saved: LossSaved, return_grad: bool, save: bool) -> Any:
@@ -112,7 +118,7 @@ def cross_entropy(
     leaves $1-a$ to the true class and gives $a/(K-1)$ to each of the others.
 
     The mean is over the samples that count, weighted by the weights of their classes; with probabilities, over all
-    samples (torch's rules). Value and gradient take one pass; logits of any size are safe.
+    samples (torch's rules). Value and gradient take one pass; large logits are safe.
 
     Args:
         input: Logits, of shape (N, K), (K,), or (N, K, d1, ...).
@@ -212,7 +218,7 @@ class _CrossEntropy:
         # The order in which the core reads: the classes last.
         self.layout = c_order(x.ndim)
         self.to_last = [i for i in range(x.ndim) if i != axis] + [axis]
-        self.target = target = np.asarray(target)
+        self.target = target = unmasked(target, "target")
         self.hard = target.dtype.kind in "iu"
         self.reduction = _reduction(reduction)
         self.ignore_index = integer("ignore_index", ignore_index, -(1 << 63), (1 << 63) - 1)
@@ -250,7 +256,7 @@ class _CrossEntropy:
                     f"target must be classes of shape {self.sample_shape}, or probabilities of shape {x.shape}, got "
                     f"{target.dtype} of shape {target.shape}"
                 )
-            self.core_target = self._last(like(target, "target", x, "input"))
+            self.core_target = self._last(_wide(target, x))
 
     def _last(self, x: Array) -> Array:
         return self.layout.dense(x.transpose(self.to_last))
@@ -263,17 +269,19 @@ class _CrossEntropy:
             raise ValueError("out must not be the input if save=True, because the backward call needs the input")
         count = self._count(rows)
         with np.errstate(all="ignore"):
+            given: Array | None = None
             if grad_output is None:
                 scale = np.ones(1)
             else:
                 wanted = self.sample_shape if self.reduction == "none" else ()
-                scale = contiguous(_upstream(grad_output, wanted), np.float64).reshape(-1)
+                given = _upstream(grad_output, wanted)
+                scale = contiguous(given, np.float64).reshape(-1)
             if self.reduction == "mean":
                 scale = scale / np.float64(count)
         target: Out | None = None
         buffer: Array | None = None
         if want_grad:
-            apart = [("target", self.target), ("weight", self.weight), ("grad_output", grad_output)]
+            apart = [("target", self.target), ("weight", self.weight), ("grad_output", given)]
             target = Out(out, "out", x, c_order(x.ndim), inputs=[("input", x)], apart=apart)
             last = target.buffer.transpose(self.to_last)
             buffer = last if self.layout.fits(last) else self.layout.empty(last.shape, last.dtype)
@@ -296,7 +304,8 @@ class _CrossEntropy:
             grad = target.done()
         loss: Any
         if self.reduction == "none":
-            loss = losses.astype(compute(x.dtype)).reshape(self.sample_shape)
+            with np.errstate(all="ignore"):
+                loss = losses.astype(compute(x.dtype)).reshape(self.sample_shape)
         else:
             with np.errstate(all="ignore"):
                 total = np.float64(_core.tree_sum(losses))
@@ -331,7 +340,9 @@ def _pointwise(
 ) -> tuple[Any, Array | None, Array, Array]:
     """A loss of each element with its target: loss, gradient, and the arrays as they were taken."""
     x = array(input, "input")
-    target = like(target, "target", x, "input")
+    target = array(target, "target")
+    if target.shape != x.shape:
+        raise ValueError(f"target must have the shape of input, {x.shape}, got {target.shape}")
     reduction = _reduction(reduction)
     wide, layout = compute(x.dtype), c_order(x.ndim)
     if out is not None and not want_grad:
@@ -367,7 +378,7 @@ def _pointwise(
         total = _core.pointwise_loss(
             kind,
             layout.dense(x),
-            layout.dense(target),
+            layout.dense(_wide(target, x)),
             weights,
             pos_weights,
             upstream,

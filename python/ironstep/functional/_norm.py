@@ -89,6 +89,8 @@ class NormSaved:
     """What is added to the weight."""
     constant: bool = False
     """Whether the statistics do not depend on the input (inference)."""
+    shared: bool = False
+    """Whether they depend on other inputs as well."""
 
 
 def _saved(saved: Any, *kinds: str) -> NormSaved:
@@ -558,7 +560,7 @@ def batch_norm(
             ONNX.
         num_batches_tracked: An int64 array of shape (), increased by 1 in training.
         stats: Statistics to use in training in place of the batch's own, from `batch_norm_stats`, merged over several
-            batches or machines.
+            batches or machines. Each call tracks them, so give the running statistics to one call only.
         out: Where y goes: an array of the input's shape and type, which may be the input itself.
         save: Return `(y, saved)`, with what `batch_norm_backward` needs.
 
@@ -623,7 +625,8 @@ def batch_norm(
         num_batches_tracked += 1
     if count > 0 and running is not None:
         _track(running, stats.mean, stats.var(unbiased), factor)
-    return _saved_channels("batch_norm", y, x, dense, weight, bias, mean, rstd, view, 0, False, save)
+    shared = count != n * s
+    return _saved_channels("batch_norm", y, x, dense, weight, bias, mean, rstd, view, 0, False, save, shared)
 
 
 def batch_norm_backward(
@@ -670,6 +673,11 @@ def batch_norm_backward(
     """
     saved = _saved(saved, "batch_norm")
     shared = None
+    if sums is None and saved.shared:
+        raise ValueError(
+            "sums must be given, because the forward call had stats of other inputs too: the batch_norm_sums of the "
+            "same inputs, merged"
+        )
     if sums is not None:
         if not isinstance(sums, BatchNormSums):
             raise TypeError(f"sums must be BatchNormSums, got {type(sums).__name__}")
@@ -813,7 +821,7 @@ def _checked_stats(stats: Any, c: int) -> BatchNormStats:
     if not isinstance(stats, BatchNormStats):
         raise TypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
     count = integer("stats.count", stats.count, 0, 1 << 62)
-    mean, m2 = (contiguous(values, np.float64) for values in (stats.mean, stats.m2))
+    mean, m2 = (np.array(values, np.float64) for values in (stats.mean, stats.m2))
     if mean.shape != (c,) or m2.shape != (c,):
         raise ValueError(f"stats must be of {c} channels, got {mean.shape} and {m2.shape}")
     return BatchNormStats(count, mean, m2)
@@ -851,7 +859,8 @@ def _refuse_running_overlap(mean: Any, var: Any, others: Sequence[tuple[str, Any
 
 def _fixed(mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
     """Mean and 1 / sqrt(var + eps) from running statistics."""
-    return contiguous(mean, np.float64), _rstd(contiguous(var, np.float64), eps)
+    # Copies: what is saved stays when the running ones go on.
+    return np.array(mean, np.float64), _rstd(np.array(var, np.float64), eps)
 
 
 def _factor(momentum: float | None, tracked: Any) -> float:
@@ -859,8 +868,8 @@ def _factor(momentum: float | None, tracked: Any) -> float:
     if tracked is not None:
         if not isinstance(tracked, np.ndarray) or tracked.dtype != np.int64:
             raise TypeError(f"num_batches_tracked must be an int64 array of shape (), got {tracked!r}")
-        if tracked.shape != () or not tracked.flags.writeable:
-            raise ValueError(f"num_batches_tracked must be writeable and of shape (), got {tracked!r}")
+        if tracked.shape != () or not tracked.flags.writeable or tracked < 0:
+            raise ValueError(f"num_batches_tracked must be writeable, of shape () and at least 0, got {tracked!r}")
     if momentum is not None:
         return number("momentum", momentum, PROBABILITY)
     if tracked is None:
@@ -889,12 +898,13 @@ def _saved_channels(
     groups: int,
     constant: bool,
     save: bool,
+    shared: bool = False,
 ) -> Any:
     result = y.done()
     if not save:
         return result
     shape = (view.shape, view.last, groups)
-    return result, NormSaved(x, dense, weight, bias, mean, rstd, kind, view.layout, shape, constant=constant)
+    return result, NormSaved(x, dense, weight, bias, mean, rstd, kind, view.layout, shape, 0.0, constant, shared)
 
 
 def _backward_channels(saved: NormSaved, grad_output: Any, shared: Any, out: Any) -> NormGrads:
