@@ -121,7 +121,11 @@ impl<E: Element, const CENTER: bool> Kernel for ForwardRows<'_, E, CENTER> {
             // SAFETY: `forward` requires the arrays to be valid; no other task has set `set`.
             unsafe {
                 let (mut x, y) = (f.x.add(first), f.y.add(first));
-                prefetch(x.wrapping_add(shape.size), shape.size);
+                // The result of this set, and the next one, half of it now and half of it later: too many requests at once
+                // would hold up this one.
+                let half = shape.size / 2;
+                prefetch(x.wrapping_add(shape.size), half);
+                prefetch(y.cast_const(), shape.size);
                 if let Some((residual, hidden)) = f.residual {
                     zip(x, residual.add(first), hidden.add(first), shape.size, |_, x, r| x + r);
                     x = hidden.add(first);
@@ -136,6 +140,7 @@ impl<E: Element, const CENTER: bool> Kernel for ForwardRows<'_, E, CENTER> {
                     *var.at(set) = all.var();
                     let center = Center::<E::Acc>::new(all.mean, rstd(all.var(), f.eps));
                     let bias = f.bias.as_ptr().add(column);
+                    prefetch(x.wrapping_add(shape.size + half), shape.size - half);
                     map(x, y, shape.size, |j, x| center.normalise(x) * *weight.add(j) + *bias.add(j));
                 } else {
                     for (b, sum) in sums.iter_mut().enumerate() {
@@ -144,6 +149,7 @@ impl<E: Element, const CENTER: bool> Kernel for ForwardRows<'_, E, CENTER> {
                     let square = reduce::tree(&mut sums) / shape.size as f64;
                     *var.at(set) = square;
                     let r = E::Acc::from_f64(rstd(square, f.eps));
+                    prefetch(x.wrapping_add(shape.size + half), shape.size - half);
                     map(x, y, shape.size, |j, x| (x * r) * *weight.add(j));
                 }
             }
@@ -262,8 +268,9 @@ unsafe fn backward_of_set<E: Element, const CENTER: bool>(
     // SAFETY: as required.
     unsafe {
         let (x, dy, dx) = (b.x.add(first), b.dy.add(first), b.dx.add(first));
+        // The result of this set, and the next one: one array of it now and the other later.
+        prefetch(dx.cast_const(), size);
         prefetch(x.wrapping_add(size), size);
-        prefetch(dy.wrapping_add(size), size);
         let weight = b.weight.as_ptr().add(column);
         let center = Center::<E::Acc>::new(if CENTER { b.mean[set] } else { 0.0 }, b.rstd[set]);
         let normalise = |x| if CENTER { center.normalise(x) } else { x * center.rstd };
@@ -311,6 +318,7 @@ unsafe fn backward_of_set<E: Element, const CENTER: bool>(
         let sums = tree_of_pairs(partials);
         let [c1, c2] = array::from_fn(|k| E::Acc::from_f64(sums[k] / size as f64));
         let r = center.rstd;
+        prefetch(b.dy.wrapping_add(first + size), size);
         let gradient = |i: usize, x, dy| {
             let (xh, g) = (normalise(x), *weight.add(i) * dy);
             if CENTER { r * ((g - c1) - xh * c2) } else { r * (g - xh * c2) }
