@@ -17,6 +17,7 @@ test: build $(BIN)/.dev ## All checks: linters, Rust tests, Python tests, stubs,
 bench: build $(BIN)/.bench ## Speed, beside every installed peer; nothing else should run meanwhile
 	cargo bench --no-default-features --bench kernels
 	$(BIN)/python benches/peers.py
+	$(BIN)/python benches/layers.py
 
 docs: build $(BIN)/.dev ## The documentation, in docs/_build/index.html
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build
