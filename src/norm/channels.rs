@@ -17,7 +17,7 @@ use crate::array::Shared;
 use crate::float::{Element, Real};
 use crate::parallel;
 use crate::reduce::LANES;
-use crate::simd::{Isa, Kernel, dispatch};
+use crate::simd::{Isa, Kernel, dispatch, prefetch};
 
 /// What is normalised together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,10 +282,22 @@ fn run(cut: &Cut, sweep: &impl Sweep, measure: bool, apply: bool) {
 // Sums over a block, channels last
 // ---------------------------------------------------------------------------------------------------------------------
 
-/// Channels that are summed side by side.
-const STRIP: usize = 32;
-/// And for what is left of them.
-const NARROW: usize = 8;
+/// Runs the body for strips of channels that are summed side by side, as wide as there are: memory is read fastest in long
+/// pieces. `$c` is the first channel of a strip and at the end the first of those that are left, `$W` its width.
+macro_rules! for_each_strip {
+    ($c:ident of $channels:expr, $W:ident => $body:expr) => {
+        for_each_strip!(@ 64, $c, $channels, $W, $body);
+        for_each_strip!(@ 32, $c, $channels, $W, $body);
+        for_each_strip!(@ 8, $c, $channels, $W, $body);
+    };
+    (@ $width:literal, $c:ident, $channels:expr, $W:ident, $body:expr) => {
+        while $c + $width <= $channels.end {
+            const $W: usize = $width;
+            $body;
+            $c += $width;
+        }
+    };
+}
 
 /// For each of `W` columns, the sum of `f(element, column)` over `rows` rows that are `pitch` apart: the lanes and additions
 /// of [`total`].
@@ -553,14 +565,9 @@ impl<E: Element> Kernel for MeasureMoments<'_, E> {
                     let put = |c: usize, moments| *partials.at(cut.slot(block, c)) = moments;
                     let start = |c: usize| x.add(rows.start * pitch + c);
                     let mut c = channels.start;
-                    while c + STRIP <= channels.end {
-                        column_moments::<E, STRIP>(start(c), rows.len(), pitch, |j, moments| put(c + j, moments));
-                        c += STRIP;
-                    }
-                    while c + NARROW <= channels.end {
-                        column_moments::<E, NARROW>(start(c), rows.len(), pitch, |j, moments| put(c + j, moments));
-                        c += NARROW;
-                    }
+                    for_each_strip!(c of channels, WIDTH => {
+                        column_moments::<E, WIDTH>(start(c), rows.len(), pitch, |j, moments| put(c + j, moments));
+                    });
                     for c in c..channels.end {
                         one_column_moments(start(c), rows.len(), pitch, |moments| put(c, moments));
                     }
@@ -571,6 +578,8 @@ impl<E: Element> Kernel for MeasureMoments<'_, E> {
                 for block in blocks.clone().each() {
                     *partials.at(cut.slot(block, c)) = if cut.joined == 1 {
                         let (first, n) = cut.plane(block, c);
+                        // What follows in memory is mostly the next block.
+                        prefetch(x.wrapping_add(first + n), n);
                         moments(x.add(first), n)
                     } else {
                         let n = join(&cut, block, c, x, &mut joined);
@@ -870,16 +879,10 @@ impl<E: Element> Kernel for MeasureSums<'_, E> {
                     let put = |c: usize, sums| *partials.at(cut.slot(block, c)) = sums;
                     let start = |c: usize| (x.add(rows.start * pitch + c), dy.add(rows.start * pitch + c));
                     let mut c = channels.start;
-                    while c + STRIP <= channels.end {
-                        let [a, b] = column_sums::<E, STRIP>(start(c), n, pitch, &centers[c..]);
-                        (0..STRIP).for_each(|j| put(c + j, [a[j], b[j]]));
-                        c += STRIP;
-                    }
-                    while c + NARROW <= channels.end {
-                        let [a, b] = column_sums::<E, NARROW>(start(c), n, pitch, &centers[c..]);
-                        (0..NARROW).for_each(|j| put(c + j, [a[j], b[j]]));
-                        c += NARROW;
-                    }
+                    for_each_strip!(c of channels, WIDTH => {
+                        let [a, b] = column_sums::<E, WIDTH>(start(c), n, pitch, &centers[c..]);
+                        (0..WIDTH).for_each(|j| put(c + j, [a[j], b[j]]));
+                    });
                     for c in c..channels.end {
                         let (x, dy) = start(c);
                         column(x, pitch, &mut xs[..n]);
