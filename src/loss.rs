@@ -94,7 +94,8 @@ impl<E: Element> Kernel for CrossEntropyRows<'_, E> {
     fn run(self) {
         let CrossEntropyRows { c, first, losses } = self;
         let mut exps = vec![E::Acc::ZERO; c.classes];
-        let mut parts = vec![Part::default(); c.classes.div_ceil(BLOCK)];
+        let blocks = c.classes.div_ceil(BLOCK);
+        let (mut parts, mut sums) = (vec![Part::default(); blocks], vec![[0.0; 3]; blocks]);
         for (row, loss) in (first..).zip(losses) {
             let scale = c.scale[if c.scale.len() == 1 { 0 } else { row }];
             // SAFETY: row `row` of the arrays, which no other task has.
@@ -107,7 +108,7 @@ impl<E: Element> Kernel for CrossEntropyRows<'_, E> {
                         }
                         0.0
                     }
-                    _ => cross_entropy_row(&c, row, scale, &mut exps, &mut parts),
+                    _ => cross_entropy_row(&c, row, scale, &mut exps, (&mut parts, &mut sums)),
                 };
             }
         }
@@ -124,7 +125,7 @@ unsafe fn cross_entropy_row<E: Element>(
     row: usize,
     scale: f64,
     exps: &mut [E::Acc],
-    parts: &mut [Part],
+    (parts, sums): (&mut [Part], &mut [[f64; 3]]),
 ) -> f64 {
     let number = E::Acc::from_f64;
     let n = c.classes;
@@ -136,7 +137,7 @@ unsafe fn cross_entropy_row<E: Element>(
 
         // Each block is read once, relative to its own maximum: exponentials into `exps`, and their sum, sum(q (max - x))
         // and sum(q); of the latter two only what is not one class.
-        for (b, part) in parts.iter_mut().enumerate() {
+        for (b, (part, sums)) in parts.iter_mut().zip(sums.iter_mut()).enumerate() {
             let first = b * BLOCK;
             let len = BLOCK.min(n - first);
             let (x, exps) = (x.add(first), exps.as_mut_ptr().add(first));
@@ -163,19 +164,20 @@ unsafe fn cross_entropy_row<E: Element>(
                     })
                 }
             };
-            *part = Part { largest: largest.to_f64(), max: max.to_f64(), factor: 1.0, sums: [sum, distance, share] };
+            *part = Part { largest: largest.to_f64(), max: max.to_f64(), factor: 1.0 };
+            *sums = [sum, distance, share];
         }
         // Then relative to the maximum of the row.
         let max = parts.iter().fold(f64::NEG_INFINITY, |max, part| Real::maximum(max, part.largest));
         let max = if max == f64::INFINITY { f64::NAN } else { max };
-        for part in parts.iter_mut() {
-            let [sum, distance, share] = part.sums;
+        for (part, sums) in parts.iter_mut().zip(sums.iter_mut()) {
+            let [sum, distance, share] = *sums;
             let impossible = part.largest == f64::NEG_INFINITY;
             part.factor = if impossible && !max.is_nan() { 0.0 } else { libm::exp(part.max - max) };
             let further = if share == 0.0 { 0.0 } else { (max - part.max) * share };
-            part.sums = [sum * part.factor, distance + further, share];
+            *sums = [sum * part.factor, distance + further, share];
         }
-        let [all, mut distance, mut share] = tree_of_parts(parts);
+        let [all, mut distance, mut share] = reduce::tree_of(sums);
         let log = libm::log(all);
         let mut true_class = None;
         if let Target::Classes(classes, _) = c.target {
@@ -225,7 +227,6 @@ struct Part {
     max: f64,
     /// `exp(max)` relative to the maximum of the row.
     factor: f64,
-    sums: [f64; 3],
 }
 
 /// The largest of `n > 0` elements, NaN if one is.
@@ -250,22 +251,6 @@ unsafe fn maximum<E: Element>(x: *const E, n: usize) -> E::Acc {
         lanes[0] = lanes[0].maximum(at(i));
     }
     lanes.into_iter().fold(at(0), Real::maximum)
-}
-
-/// The sums of all parts by the tree; they are used up, the rest stays.
-fn tree_of_parts(parts: &mut [Part]) -> [f64; 3] {
-    let mut n = parts.len();
-    while n > 1 {
-        for i in 0..n / 2 {
-            let (a, b) = (parts[2 * i].sums, parts[2 * i + 1].sums);
-            parts[i].sums = [a[0] + b[0], a[1] + b[1], a[2] + b[2]];
-        }
-        if n % 2 == 1 {
-            parts[n / 2].sums = parts[n - 1].sums;
-        }
-        n = n.div_ceil(2);
-    }
-    parts.first().copied().unwrap_or_default().sums
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -49,17 +49,30 @@ impl Lanes {
 /// The sum of `partials` by a binary tree over their index: neighbours are added, an odd last one moves up as it is,
 /// until one is left. 0 for none. The slice is used up.
 pub fn tree(partials: &mut [f64]) -> f64 {
+    tree_by(partials, |a, b| a + b)
+}
+
+/// The same tree with another way to combine two.
+pub fn tree_by<T: Copy + Default>(partials: &mut [T], combine: impl Fn(T, T) -> T) -> T {
     let mut n = partials.len();
     while n > 1 {
         for i in 0..n / 2 {
-            partials[i] = partials[2 * i] + partials[2 * i + 1];
+            partials[i] = combine(partials[2 * i], partials[2 * i + 1]);
         }
         if n % 2 == 1 {
             partials[n / 2] = partials[n - 1];
         }
         n = n.div_ceil(2);
     }
-    partials.first().copied().unwrap_or(0.0)
+    partials.first().copied().unwrap_or_default()
+}
+
+/// Several sums by the tree at once.
+pub fn tree_of<const K: usize>(partials: &mut [[f64; K]]) -> [f64; K]
+where
+    [f64; K]: Default,
+{
+    tree_by(partials, |a, b| std::array::from_fn(|k| a[k] + b[k]))
 }
 
 #[cfg(test)]

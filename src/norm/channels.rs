@@ -12,11 +12,11 @@ use std::array;
 use std::ops::Range;
 
 pub use super::Moments;
-use super::{BLOCK, Center, in_range, map, merged, moments, rstd, totals, tree, tree_of_pairs, zip};
+use super::{BLOCK, Center, in_range, map, merged, moments, rstd, totals, zip};
 use crate::array::Shared;
 use crate::float::{Element, Real};
 use crate::parallel;
-use crate::reduce::LANES;
+use crate::reduce::{LANES, tree_of};
 use crate::simd::{Isa, Kernel, dispatch, prefetch};
 
 /// What is normalised together.
@@ -816,7 +816,7 @@ impl<E: Element> Sweep for BackwardSweep<'_, E> {
             (self.partials.slice(set * cut.partials(), cut.partials()), self.sums.slice(first, channels.len()))
         };
         for (sum, partials) in sums.iter_mut().zip(partials.chunks_mut(per_channel)) {
-            *sum = tree_of_pairs(partials);
+            *sum = tree_of(partials);
         }
         if !self.write {
             return;
@@ -827,7 +827,7 @@ impl<E: Element> Sweep for BackwardSweep<'_, E> {
         let of_group = if let Sets::Groups(_) = shape.sets {
             let mut weighted: Vec<[f64; 2]> =
                 sums.iter().zip(&b.weight[channels.clone()]).map(|(s, w)| s.map(|s| w.to_f64() * s)).collect();
-            Some(means(tree_of_pairs(&mut weighted), shape.set_len() as f64))
+            Some(means(tree_of(&mut weighted), shape.set_len() as f64))
         } else {
             None
         };
@@ -1029,7 +1029,7 @@ unsafe fn sweep_backward<E: Element>(b: Backward<'_, E>, shape: Shape, write: bo
     (0..shape.c)
         .map(|c| {
             let mut of_channel: Vec<[f64; 2]> = (0..shape.n).map(|n| sums[n * shape.c + c]).collect();
-            tree(&mut of_channel, |a, b| [a[0] + b[0], a[1] + b[1]]).unwrap_or_default()
+            tree_of(&mut of_channel)
         })
         .collect()
 }

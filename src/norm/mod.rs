@@ -9,7 +9,7 @@
 //! The mean of a set is kept in `f64` and subtracted in two parts, `(x - hi) - lo`.
 
 use crate::float::{Element, Real};
-use crate::reduce::LANES;
+use crate::reduce::{LANES, tree_by};
 
 pub mod channels;
 pub mod rows;
@@ -83,26 +83,6 @@ fn halve<T: Real>(mut lanes: [T; LANES]) -> T {
     lanes[0]
 }
 
-/// Combines neighbours until one is left, an odd last one moving up as it is: the tree of [`crate::reduce::tree`].
-fn tree<T: Copy>(partials: &mut [T], combine: impl Fn(T, T) -> T) -> Option<T> {
-    let mut n = partials.len();
-    while n > 1 {
-        for i in 0..n / 2 {
-            partials[i] = combine(partials[2 * i], partials[2 * i + 1]);
-        }
-        if n % 2 == 1 {
-            partials[n / 2] = partials[n - 1];
-        }
-        n = n.div_ceil(2);
-    }
-    partials.first().copied()
-}
-
-/// Pairs of sums by the tree.
-fn tree_of_pairs(partials: &mut [[f64; 2]]) -> [f64; 2] {
-    tree(partials, |a, b| [a[0] + b[0], a[1] + b[1]]).unwrap_or_default()
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Moments
 // ---------------------------------------------------------------------------------------------------------------------
@@ -142,7 +122,7 @@ impl Moments {
 
 /// The moments of all blocks of a set.
 fn merged(partials: &mut [Moments]) -> Moments {
-    tree(partials, Moments::merge).unwrap_or_default()
+    tree_by(partials, Moments::merge)
 }
 
 /// Whether a sum of squares of `f32` has neither overflowed nor lost its smallest terms.

@@ -9,7 +9,7 @@
 use std::array;
 use std::ops::Range;
 
-use super::{BLOCK, Center, Moments, halve, in_memory, map, merged, moments, rstd, squares, tree_of_pairs, zip};
+use super::{BLOCK, Center, Moments, halve, in_memory, map, merged, moments, rstd, squares, zip};
 use crate::array::Shared;
 use crate::float::{Element, Real};
 use crate::parallel::{self, CHUNK};
@@ -315,7 +315,7 @@ unsafe fn backward_of_set<E: Element, const CENTER: bool>(
             }
             *partial = [halve(for_g).to_f64(), halve(for_gx).to_f64()];
         }
-        let sums = tree_of_pairs(partials);
+        let sums = reduce::tree_of(partials);
         let [c1, c2] = array::from_fn(|k| E::Acc::from_f64(sums[k] / size as f64));
         let r = center.rstd;
         prefetch(b.dy.wrapping_add(first + size), size);
