@@ -121,8 +121,8 @@ impl<E: Element> Kernel for Elements<E> {
     }
 }
 
-/// Which unit an element belongs to: element `i` to unit `i / inner` if the units are runs (`outer` is 1), or else, with
-/// `units` columns, to `i / (inner * units) * units + i % units`.
+/// Which unit an element belongs to: element `i` to unit `i / inner` if the units are runs, or else, with `units` columns,
+/// to `i / (inner * units) * units + i % units`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Units {
     /// Runs of so many elements.

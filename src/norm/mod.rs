@@ -5,8 +5,8 @@
 //!
 //! A set is cut into blocks of at most [`BLOCK`] elements. Within a block the sums run in 16 lanes of the type that is
 //! computed in; across blocks they are `f64`, combined by a binary tree. The mean of a block is subtracted before its
-//! squares are taken, so a large mean costs no accuracy, and blocks are merged as Chan, Golub and `LeVeque` (1979) merge samples.
-//! The mean of a set is kept in `f64` and subtracted in two parts, `(x - hi) - lo`.
+//! squares are taken, so a large mean costs no accuracy, and blocks are merged as Chan, Golub and `LeVeque` (1979) merge
+//! samples. The mean of a set is kept in `f64` and subtracted in two parts, `(x - hi) - lo`.
 
 use crate::float::{Element, Real};
 use crate::reduce::{LANES, tree_by};
@@ -199,15 +199,9 @@ impl<T: Real> Center<T> {
         Center { hi, lo: T::from_f64(mean - hi.to_f64()), rstd: T::from_f64(rstd) }
     }
 
-    /// `x - mean`
-    #[inline(always)]
-    fn distance(&self, x: T) -> T {
-        (x - self.hi) - self.lo
-    }
-
     #[inline(always)]
     fn normalise(&self, x: T) -> T {
-        self.distance(x) * self.rstd
+        ((x - self.hi) - self.lo) * self.rstd
     }
 }
 

@@ -61,10 +61,8 @@ def unmasked(x: Any, name: str) -> Array:
 
 def array(x: Any, name: str) -> Array:
     """An input as an array of one of the four types; what is no array is asked for one (JAX)."""
-    if not isinstance(x, np.ndarray):
-        if not hasattr(x, "__array__"):
-            raise TypeError(f"{name} must be a NumPy array, or an object that NumPy can take as one, got {_kind(x)}")
-        x = np.asarray(x)
+    if not hasattr(x, "__array__"):
+        raise TypeError(f"{name} must be a NumPy array, or an object that NumPy can take as one, got {_kind(x)}")
     values = unmasked(x, name)
     if not is_float(values.dtype):
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {values.dtype}")

@@ -136,8 +136,9 @@ def _forward(
         if not isinstance(input, np.ndarray):
             raise TypeError(f"input must be a NumPy array if inplace=True, got {type(input).__name__}")
         out = x
-    saved = DropoutSaved(p if training else 0.0, seed, stream, offset, x.shape, units, channel_axis, mask)
-    if not training:
+    if training:
+        saved = DropoutSaved(p, seed, stream, offset, x.shape, units, channel_axis, mask)
+    else:
         saved = DropoutSaved(0.0, None, 0, 0, x.shape, units, channel_axis)
     y = _apply(x, "input", saved, out)
     return (y, saved) if save else y

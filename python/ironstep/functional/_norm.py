@@ -93,10 +93,10 @@ class NormSaved:
     """Whether they depend on other inputs as well."""
 
 
-def _saved(saved: Any, *kinds: str) -> NormSaved:
-    if not isinstance(saved, NormSaved) or saved.kind not in kinds:
+def _saved(saved: Any, kind: str) -> NormSaved:
+    if not isinstance(saved, NormSaved) or saved.kind != kind:
         got = f"that of {saved.kind}" if isinstance(saved, NormSaved) else type(saved).__name__
-        raise TypeError(f"saved must be what {kinds[0]}(..., save=True) returned, got {got}")
+        raise TypeError(f"saved must be what {kind}(..., save=True) returned, got {got}")
     return saved
 
 
@@ -242,9 +242,7 @@ def _saved_rows(
     layout: Layout,
     shape: list[int],
 ) -> NormSaved:
-    with np.errstate(all="ignore"):
-        rstd = 1.0 / np.sqrt(var + eps)
-    return NormSaved(x, dense, weight, bias, mean, rstd, kind, layout, (*shape,), offset)
+    return NormSaved(x, dense, weight, bias, mean, _rstd(var, eps), kind, layout, (*shape,), offset)
 
 
 def _backward_rows(saved: NormSaved, grad_output: Any, grad_hidden: Any, out: Any) -> NormGrads:
@@ -914,7 +912,7 @@ def _backward_channels(saved: NormSaved, grad_output: Any, shared: Any, out: Any
     dx, dweight, dbias = _grads(out, saved, [("grad_output", dy), ("input", x)], (c,))
     dy = saved.layout.dense(dy)
     mean, rstd = np.ravel(saved.mean), np.ravel(saved.rstd)
-    if groups and s == 1 and not saved.constant:
+    if groups and s == 1:
         shape = [n, groups, c // groups]
         _core.norm_rows_backward(saved.dense, dy, None, dx.buffer, shape, saved.weight, 0.0, mean, rstd, dweight, dbias)
     else:
