@@ -15,6 +15,7 @@ pub mod optim;
 pub mod parallel;
 pub mod philox;
 pub mod reduce;
+pub mod schedule;
 mod scheduling;
 pub mod simd;
 

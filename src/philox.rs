@@ -61,6 +61,62 @@ impl Stream {
     }
 }
 
+/// The upper half of the counter of [`shuffle`] has this bit, so that its numbers are not those of dropout.
+const SHUFFLES: u64 = 1 << 63;
+
+/// Brings a list into random order: each order is as likely as any other, and it is a function of seed and stream.
+///
+/// Fisher and Yates, from the last place to the first. The place that changes with `i` is a number below `i + 1` that is made
+/// without bias of the stream's next number of 32 bits (two of them for `i` from 2^32 on), after Lemire, Fast random integer
+/// generation in an interval, 2019: the upper half of its product with `i + 1`, and the next one if the lower half is one of
+/// the few that would make some numbers likelier.
+pub fn shuffle<T>(order: &mut [T], seed: u64, stream: u64) {
+    let mut words = Words { stream: Stream { seed, stream: stream | SHUFFLES }, at: 0, group: [0; GROUP] };
+    for i in (1..order.len()).rev() {
+        order.swap(i, words.below(i as u64 + 1) as usize);
+    }
+}
+
+/// The numbers of a stream one after the other.
+struct Words {
+    stream: Stream,
+    at: u64,
+    group: [u32; GROUP],
+}
+
+impl Words {
+    fn next(&mut self) -> u32 {
+        let i = (self.at % GROUP as u64) as usize;
+        if i == 0 {
+            self.group = self.stream.group(self.at / GROUP as u64);
+        }
+        self.at += 1;
+        self.group[i]
+    }
+
+    /// A number below `n`, all as likely.
+    fn below(&mut self, n: u64) -> u64 {
+        if let Ok(n) = u32::try_from(n) {
+            loop {
+                let product = u64::from(self.next()) * u64::from(n);
+                let low = product as u32;
+                // The remainder is seldom needed: it is below `n`.
+                if low >= n || low >= n.wrapping_neg() % n {
+                    return product >> 32;
+                }
+            }
+        }
+        loop {
+            let word = u64::from(self.next()) | u64::from(self.next()) << 32;
+            let product = u128::from(word) * u128::from(n);
+            let low = product as u64;
+            if low >= n || low >= n.wrapping_neg() % n {
+                return (product >> 64) as u64;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +139,53 @@ mod tests {
         for (counter, key, rounds, want) in cases {
             assert_eq!(block(counter, key, rounds), want);
         }
+    }
+
+    #[test]
+    fn a_shuffle_is_fisher_and_yates() {
+        let (seed, stream) = (7, 3);
+        let numbers = Stream { seed, stream: stream | SHUFFLES };
+        let mut order: Vec<u32> = (0..100).collect();
+        shuffle(&mut order, seed, stream);
+        let mut want: Vec<u32> = (0..100).collect();
+        for (k, i) in (1..100).rev().enumerate() {
+            let word = numbers.group(k as u64 / 64)[k % 64];
+            want.swap(i, ((u64::from(word) * (i as u64 + 1)) >> 32) as usize);
+        }
+        assert_eq!(order, want); // no number here is one of the few that are left out
+        order.sort_unstable();
+        assert!(order.iter().zip(0..).all(|(a, b)| *a == b));
+    }
+
+    #[test]
+    fn below_is_without_bias() {
+        // Of 2^32 numbers 2^32 mod n would be too many; for this n that is a third.
+        let n = 3 << 30;
+        let mut words = Words { stream: Stream { seed: 1, stream: 2 }, at: 0, group: [0; GROUP] };
+        let mut thirds = [0; 3];
+        for _ in 0..30_000 {
+            thirds[(words.below(n) / (1 << 30)) as usize] += 1;
+        }
+        assert!(thirds.iter().all(|count| (9_700..10_300).contains(count)), "{thirds:?}");
+        assert!(words.at > 30_000 * 5 / 4);
+        let n = 5_u64 << 61;
+        let mut fifths = [0; 5];
+        for _ in 0..10_000 {
+            fifths[(words.below(n) >> 61) as usize] += 1;
+        }
+        assert!(fifths.iter().all(|count| (1_850..2_150).contains(count)), "{fifths:?}");
+    }
+
+    #[test]
+    fn every_order_is_as_likely() {
+        let mut counts = std::collections::HashMap::new();
+        for stream in 0..24_000 {
+            let mut order = [0, 1, 2, 3];
+            shuffle(&mut order, 9, stream);
+            *counts.entry(order).or_insert(0) += 1;
+        }
+        assert_eq!(counts.len(), 24);
+        assert!(counts.values().all(|count| (850..1150).contains(count)), "{counts:?}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 """The half of training that is not matrix multiplication, at memory speed, in place on NumPy arrays.
 
 `ironstep.optim` has the optimisers; `ironstep.functional` has the same steps, normalisation, dropout and losses as
-functions without state; `ironstep.nn` has layers.
+functions without state; `ironstep.nn` has layers. `ironstep.schedules` has learning-rate schedules, `ironstep.data`
+mini-batches, `ironstep.train` the loop around all of it, and `ironstep.optimize` a minimiser for a function with a
+gradient. `python -m ironstep` is the command line.
 
 Example:
     >>> import numpy as np
@@ -22,15 +24,28 @@ from . import optim
 from ._core import __version__, get_num_threads, set_num_threads
 
 if _TYPE_CHECKING:
-    from . import functional, nn
+    from . import data, functional, nn, optimize, schedules, train
 
-__all__ = ["__version__", "functional", "get_num_threads", "nn", "optim", "set_num_threads"]
+__all__ = [
+    "__version__",
+    "data",
+    "functional",
+    "get_num_threads",
+    "nn",
+    "optim",
+    "optimize",
+    "schedules",
+    "set_num_threads",
+    "train",
+]
+
+_LAZY = ("data", "functional", "nn", "optimize", "schedules", "train")
 
 
 def __getattr__(name: str) -> _Any:
-    # Loaded when they are first used: the former looks into the signatures of all classes, which takes longer than all
-    # the rest, and the latter needs it.
-    if name in ("functional", "nn"):
+    # Loaded when they are first used: `functional` looks into the signatures of all classes, which takes longer than all
+    # the rest, and others need it.
+    if name in _LAZY:
         from importlib import import_module
 
         return import_module(f"ironstep.{name}")

@@ -6,6 +6,7 @@ mod dense;
 mod layers;
 mod overlap;
 mod plan;
+mod schedule;
 mod tree;
 
 use pyo3::prelude::*;
@@ -27,6 +28,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::plan::{Plan, Values};
+    #[pymodule_export]
+    use super::schedule::{PySchedule, permutation};
     #[pymodule_export]
     use super::tree::Tree;
     #[pymodule_export]
