@@ -47,10 +47,17 @@ pub enum Cycle {
 /// A step after the end of a schedule with [`After::Raise`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PastEnd {
-    /// The step that was asked for, on the clock of the part that has the end.
+    /// The step that was asked for.
     pub step: f64,
-    /// The last step that there is, on the same clock.
+    /// The last step that there is.
     pub last: f64,
+}
+
+impl PastEnd {
+    /// The same on a clock on which it is step `t`.
+    fn on(self, t: f64) -> PastEnd {
+        PastEnd { step: t, last: self.last + (t - self.step) }
+    }
 }
 
 impl fmt::Display for PastEnd {
@@ -184,9 +191,14 @@ fn pow(x: f64, y: f64) -> f64 {
     if y == 1.0 { x } else { libm::pow(x, y) }
 }
 
-fn mix(start: f64, end: f64, w: f64) -> f64 {
-    // Exact at both ends, and for equal ones.
-    if start == end { start } else { start * w + end * (1.0 - w) }
+/// `start` with the weight `w` and `end` with the rest `u`: exact at both ends, and where they are equal.
+fn mix(start: f64, end: f64, w: f64, u: f64) -> f64 {
+    if start == end { start } else { start * w + end * u }
+}
+
+/// `mix` for a weight that was computed, not its rest.
+fn weigh(start: f64, end: f64, w: f64) -> f64 {
+    mix(start, end, w, 1.0 - w)
 }
 
 fn cosine(u: f64) -> f64 {
@@ -225,9 +237,13 @@ impl Schedule {
                 let t = until(t, span, after)?;
                 let u = pow(t / span, warp);
                 match shape {
-                    Shape::Linear => mix(start, end, pow(1.0 - u, power)),
-                    Shape::Cosine => mix(start, end, pow(cosine(u), power)),
-                    Shape::Sqrt => mix(start, end, 1.0 - libm::sqrt(u)),
+                    Shape::Linear if power == 1.0 => mix(start, end, 1.0 - u, u),
+                    Shape::Linear => weigh(start, end, libm::pow(1.0 - u, power)),
+                    Shape::Cosine => weigh(start, end, pow(cosine(u), power)),
+                    Shape::Sqrt => {
+                        let u = libm::sqrt(u);
+                        mix(start, end, 1.0 - u, u)
+                    }
                     Shape::Exponential if u == 1.0 => end,
                     Shape::Exponential => start * libm::pow(end / start, u),
                 }
@@ -258,7 +274,11 @@ impl Schedule {
                     }
                 }
                 let span = if endpoint { length - 1.0 } else { length };
-                let t = if cycles > 0 && i == last { until(t - begin, span, after)? } else { t - begin };
+                let t = if cycles > 0 && i == last {
+                    until(t - begin, span, after).map_err(|past| past.on(t))?
+                } else {
+                    t - begin
+                };
                 // A cycle whose length is no whole number has its last step after `span`.
                 let u = if span > 0.0 {
                     pow(if after != After::Extend && t > span { 1.0 } else { t / span }, warp)
@@ -266,7 +286,7 @@ impl Schedule {
                     0.0
                 };
                 let peak = if decay == 1.0 { start } else { start * libm::pow(decay, i) };
-                mix(peak, end, cosine(u))
+                weigh(peak, end, cosine(u))
             }
             Schedule::InverseSqrt { value, timescale } => value / libm::sqrt(1.0 + t / timescale),
             Schedule::Cyclic { base, max, up, down, cycle, gamma } => {
@@ -282,7 +302,7 @@ impl Schedule {
             }
             Schedule::Join { ref schedules, ref boundaries } => {
                 let (begin, i) = part(boundaries, t);
-                return schedules[i].at(t - begin);
+                return schedules[i].at(t - begin).map_err(|past| past.on(t));
             }
             Schedule::Product(ref schedules) => {
                 let mut product = 1.0;
@@ -291,15 +311,21 @@ impl Schedule {
                 }
                 product
             }
-            Schedule::Shift(ref schedule, steps) => return schedule.at(if t > steps { t - steps } else { 0.0 }),
-            Schedule::PerEpoch(ref schedule, steps) => return schedule.at(libm::floor(t / steps)),
+            Schedule::Shift(ref schedule, steps) => {
+                let shifted = if t > steps { t - steps } else { 0.0 };
+                return schedule.at(shifted).map_err(|past| past.on(t));
+            }
+            Schedule::PerEpoch(ref schedule, steps) => {
+                let last = |past: PastEnd| PastEnd { step: t, last: (past.last + 1.0) * steps - 1.0 };
+                return schedule.at(libm::floor(t / steps)).map_err(last);
+            }
             Schedule::Warmup { ref schedule, steps, start, skip_start, within } => {
                 if t >= steps {
-                    return schedule.at(if within { t } else { t - steps });
+                    return schedule.at(if within { t } else { t - steps }).map_err(|past| past.on(t));
                 }
                 let u = if skip_start { (t + 1.0) / steps } else { t / steps };
                 let u = if u > 1.0 { 1.0 } else { u };
-                mix(start, schedule.at(0.0)?, 1.0 - u)
+                mix(start, schedule.at(0.0)?, 1.0 - u, u)
             }
         })
     }
@@ -398,6 +424,15 @@ mod tests {
         assert_eq!(ramp(After::Hold).at(8.0), Ok(0.1));
         assert_eq!(ramp(After::Raise).at(7.0), Ok(0.1));
         assert_eq!(ramp(After::Raise).at(8.0), Err(PastEnd { step: 8.0, last: 7.0 }));
+        let warm = Schedule::Warmup {
+            schedule: Box::new(Schedule::PerEpoch(Box::new(ramp(After::Raise)), 5.0)),
+            steps: 3.0,
+            start: 0.0,
+            skip_start: true,
+            within: false,
+        };
+        assert!(warm.at(42.0).is_ok());
+        assert_eq!(warm.at(43.0), Err(PastEnd { step: 43.0, last: 42.0 }));
         let again = ramp(After::Extend).at(14.0).unwrap();
         assert!((again - 0.3).abs() < 1e-15);
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class StepResult(NamedTuple):
     """What one step did."""
 
     step: int
-    """The steps taken so far, this one included unless it was skipped."""
+    """The steps taken so far, this one included unless it was skipped; see `Optimizer.steps`."""
     grad_norm: float | None
     """The 2-norm of all gradients after `grad_scale` and `clip_value` and before `max_norm`; None if not computed."""
     update_norm: float | None
@@ -152,6 +153,54 @@ class _Part:
         self.group = group
         self.decayed = decayed
         self.scalars = scalars
+
+
+class _Active:
+    """The groups that are not frozen, where some are. They have a plan of their own: the others are not looked at."""
+
+    def __init__(
+        self,
+        rule: str,
+        groups: list[ParamGroup],
+        parts: list[_Part],
+        decayed: list[list[bool]],
+        companions: list[list[Array | None] | None],
+        frozen: Sequence[bool],
+    ) -> None:
+        """Of `companions` the last two are the masters and the averages, the others the states of the rule."""
+        self.frozen = list(frozen)
+        self.numbers = [i for i, flag in enumerate(frozen) if not flag]
+        self.parts = [part for part in parts if not frozen[part.group]]
+        self.plan: _core.Plan | None = None
+        if not self.numbers:
+            return
+        # With the group's number as the key, a name in a message is the one that it has in the whole list.
+        tree = _core.Tree({i: groups[i]["params"] for i in self.numbers}, "params")
+        owners = [i for i, flags in enumerate(decayed) for _ in flags]
+        *states, master, ema = [
+            None if arrays is None else [array for array, i in zip(arrays, owners, strict=True) if not frozen[i]]
+            for arrays in companions
+        ]
+        index = {(part.group, part.decayed): k for k, part in enumerate(self.parts)}
+        members = [index[i, flag] for i in self.numbers for flag in decayed[i]]
+        self.plan = _core.Plan(rule, tree, [arrays or [] for arrays in states], members, master, ema)
+
+    def grads(self, grads: Any) -> dict[int, Any]:
+        """Those of the active groups."""
+        if self.plan is None:
+            raise RuntimeError("all parameter groups are frozen, so a step would do nothing; call unfreeze first")
+        n = len(self.frozen)
+        if not isinstance(grads, (list, tuple)) or len(grads) != n:
+            got = f" of length {len(grads)}" if isinstance(grads, (list, tuple, dict)) else ""
+            raise ValueError(
+                f"grads must be a list or tuple of length {n} like the parameters, got {type(grads).__name__}{got}"
+            )
+        return {i: grads[i] for i in self.numbers}
+
+
+def _leading(steps: list[int]) -> int:
+    """The number of the group that has taken most steps."""
+    return max(range(len(steps)), key=steps.__getitem__)
 
 
 def _placed(leaves: list[Array], fills: list[float]) -> list[list[Array]]:
@@ -285,6 +334,8 @@ class Optimizer:
         self._grouped = _is_groups(params)
         self._groups: list[ParamGroup] = []
         self._steps: list[int] = []
+        self._leader = 0
+        self._active: _Active | None = None
         self._decayed: list[list[bool]] = []
         self._parts: list[_Part] = []
         self._state: dict[str, list[Array]] = {}
@@ -355,21 +406,47 @@ class Optimizer:
         master: list[Array | None] | None,
         ema: list[Array] | None,
         grouped: bool,
+        frozen: Sequence[bool] | None = None,
     ) -> None:
-        """Takes all of this if it makes a good plan, or raises and changes nothing."""
+        """Takes all of this if it makes a good plan, or raises and changes nothing. `frozen`: of each group, if new."""
         rule = groups[0].rule
+        frozen = [group.frozen for group in groups] if frozen is None else frozen
         tree = _core.Tree([group["params"] for group in groups] if grouped else groups[0]["params"], "params")
         scalars = {part.group: part.scalars for part in self._parts}
         first = [value for _, value in RULES[rule][2]]
         keys = [(i, flag) for i, flags in enumerate(decayed) for flag in flags]
         distinct = sorted(set(keys))
         numbers = [distinct.index(key) for key in keys]
-        plan = _core.Plan(rule, tree, [state[name] for name in RULES[rule][1]], numbers, master, ema)
+        states = [state[name] for name in RULES[rule][1]]
+        plan = _core.Plan(rule, tree, states, numbers, master, ema)
+        parts = [_Part(i, flag, list(scalars.get(i, first))) for i, flag in distinct]
+        active = self._find_active(groups, parts, decayed, [*states, master, ema], frozen)
         if self._visible:
             plan.watch_state()
         self._plan, self._tree, self._groups, self._grouped = plan, tree, groups, grouped
         self._decayed, self._state, self._master, self._ema = decayed, state, master, ema
-        self._parts = [_Part(i, flag, list(scalars.get(i, first))) for i, flag in distinct]
+        self._parts = parts
+        self._set_frozen(frozen, active)
+
+    def _set_steps(self, steps: list[int]) -> None:
+        self._steps, self._leader = steps, _leading(steps)
+
+    @staticmethod
+    def _find_active(
+        groups: list[ParamGroup],
+        parts: list[_Part],
+        decayed: list[list[bool]],
+        companions: list[Any],
+        frozen: Sequence[bool],
+    ) -> _Active | None:
+        return _Active(groups[0].rule, groups, parts, decayed, companions, frozen) if any(frozen) else None
+
+    def _set_frozen(self, frozen: Sequence[bool], active: _Active | None) -> None:
+        for group, flag in zip(self._groups, frozen, strict=True):
+            group._frozen = flag
+        self._active = active
+        if self._visible:
+            self._show_active()
 
     def _leaf_groups(self) -> list[int]:
         """For each parameter the number of its group."""
@@ -382,9 +459,10 @@ class Optimizer:
             raise RuntimeError("this optimiser is in a step on another thread; one optimiser takes one step at a time")
         if self._ahead:
             self._lock.release()
-            raise RuntimeError(
-                "the parameters are at the lookahead point; leave the `with opt.lookahead()` block first"
-            )
+            raise self._ahead_error()
+
+    def _ahead_error(self) -> RuntimeError:
+        return RuntimeError("the parameters are at the lookahead point; leave the `with opt.lookahead()` block first")
 
     def step(
         self,
@@ -400,7 +478,8 @@ class Optimizer:
         Args:
             grads: Gradients in a nest like `params` (a list of such nests if there are several parameter groups).
                 Arrays of the parameter's shape and any float type and layout; they may be read-only and are never
-                written. Other objects that NumPy can take as arrays, such as JAX's, will do.
+                written. Other objects that NumPy can take as arrays, such as JAX's, will do. Those of a frozen group
+                are not looked at and may be None.
             grad_scale: The gradients are multiplied by it first: `1 / n` for the mean of n summed gradients, `1 /
                 scale` to undo a loss scale.
             grad_norm: Report the norm of the gradients. It is reported anyway where `max_norm` needs it.
@@ -415,7 +494,7 @@ class Optimizer:
                 the nest is another one. The message names it, and nothing was changed.
             TypeError: A gradient is no array of floats.
             FloatingPointError: A gradient is not finite and `nonfinite="raise"`.
-            RuntimeError: Another thread is in a step of this optimiser.
+            RuntimeError: Another thread is in a step of this optimiser, or all groups are frozen.
 
         Example:
             >>> import numpy as np
@@ -426,32 +505,43 @@ class Optimizer:
             >>> w
             array([0., 1.])
         """
-        # Every line counts here: a step over a small array takes a few microseconds.
-        self._enter()
+        # Every line counts here: a step over a small array takes a few microseconds. So `_enter` is written out.
+        if not self._lock.acquire(False):
+            self._enter()  # Raises, unless the other thread has just left.
         try:
+            if self._ahead:
+                raise self._ahead_error()
             steps, groups, around = self._steps, self._groups, self._around
+            plan, parts, active = self._plan, self._parts, self._active
+            if active is not None:
+                grads = active.grads(grads)
+                plan, parts = active.plan or plan, active.parts
             if grad_scale != 1.0:
                 grad_scale = number("grad_scale", grad_scale, FINITE)
             arguments = []
-            for part in self._parts:
+            for part in parts:
                 i = part.group
                 group = groups[i]
                 values = group.vectors.get(part.decayed) or group.vector(steps[i], part.decayed)
                 arguments.append((steps[i] + 1, group.maximize, values, part.scalars))
-            clip, max_norm, check, ema_decay = around.numbers or around.at(steps[0])
-            result = self._plan.step(
+            clip, max_norm, check, ema_decay = around.numbers or around.at(steps[self._leader])
+            result = plan.step(
                 grads, arguments, grad_scale, clip, max_norm, check, ema_decay, grad_norm, update_norm, _isa
             )
             nonfinite, norm, change, scalars = result
             if nonfinite is not None:
                 if around.values["nonfinite"] == "raise":
                     raise nonfinite_error(nonfinite)
-                return StepResult(steps[0], norm, None, True)
+                return StepResult(steps[self._leader], norm, None, True)
             if scalars:
-                for part, new in zip(self._parts, scalars, strict=True):
+                for part, new in zip(parts, scalars, strict=True):
                     part.scalars = new
-            self._steps = steps = [n + 1 for n in steps]
-            return StepResult(steps[0], norm, change, False)
+            if active is None:
+                self._steps = steps = [n + 1 for n in steps]
+            else:
+                self._set_steps([n + (not frozen) for n, frozen in zip(steps, active.frozen, strict=True)])
+                steps = self._steps
+            return StepResult(steps[self._leader], norm, change, False)
         finally:
             self._lock.release()
 
@@ -464,8 +554,12 @@ class Optimizer:
 
     @property
     def steps(self) -> int:
-        """The number of steps taken (of the first group, if groups were added later)."""
-        return self._steps[0]
+        """The number of steps taken, of the group that has taken most: others were added later or frozen for a time.
+
+        `StepResult.step` and options that are functions of the step count alike; hyperparameters of a group count the
+        group's own steps.
+        """
+        return self._steps[self._leader]
 
     @property
     def state(self) -> dict[str, Any]:
@@ -509,7 +603,12 @@ class Optimizer:
         # From now on somebody else may change the metadata of the state, so the plan must look at it.
         if not self._visible:
             self._plan.watch_state()
+            self._show_active()
             self._visible = True
+
+    def _show_active(self) -> None:
+        if self._active is not None and self._active.plan is not None:
+            self._active.plan.watch_state()
 
     max_norm = _Option("Limit of the norm of all gradients together, or None. Can be set.")
     clip_value = _Option("Limit of each element of a gradient, or None. Can be set.")
@@ -553,10 +652,89 @@ class Optimizer:
         finally:
             self._lock.release()
 
+    def freeze(self, pattern: str | int | Sequence[str | int]) -> None:
+        """Leaves whole parameter groups out of all steps until `unfreeze`, as in fine-tuning.
+
+        Parameters, state, average, full-precision copy and step count of a frozen group stay as they are, weight decay
+        included. Its gradients are not looked at, may be None, and do not count in norms.
+
+        Args:
+            pattern: What the names of the parameters must be like, as in `fnmatch`: `"0.*"` is all of layer 0, `"*"`
+                everything. A name is the way to the parameter within its group, joined by dots. Or the number of a
+                group, or a list of patterns and numbers. All parameters of a group must be meant, or none: see
+                `ironstep.train.layer_groups`.
+
+        Raises:
+            ValueError: A pattern is like no name, or like some names of a group but not all. Nothing was changed.
+
+        Example:
+            >>> import numpy as np
+            >>> from ironstep.optim import SGD
+            >>> body, head = {"0.weight": np.ones(2)}, {"1.weight": np.ones(2)}
+            >>> opt = SGD([{"params": body}, {"params": head}], lr=0.5)
+            >>> opt.freeze("0.*")
+            >>> _ = opt.step([None, {"1.weight": np.ones(2)}])
+            >>> body, head
+            ({'0.weight': array([1., 1.])}, {'1.weight': array([0.5, 0.5])})
+        """
+        self._freeze(pattern, True)
+
+    def unfreeze(self, pattern: str | int | Sequence[str | int] = "*") -> None:
+        """Takes parameter groups into the steps again, with the state and the step count that they had.
+
+        Args:
+            pattern: As for `freeze`; all groups if it is left out.
+
+        Raises:
+            ValueError: As for `freeze`.
+        """
+        self._freeze(pattern, False)
+
+    def _freeze(self, pattern: Any, flag: bool) -> None:
+        self._enter()
+        try:
+            wanted = self._groups_like(pattern)
+            frozen = [flag if i in wanted else group.frozen for i, group in enumerate(self._groups)]
+            self._plan.params()  # As in `_add`.
+            companions = [*(self._state[name] for name in RULES[self._groups[0].rule][1]), self._master, self._ema]
+            active = self._find_active(self._groups, self._parts, self._decayed, companions, frozen)
+            self._set_frozen(frozen, active)
+        finally:
+            self._lock.release()
+
+    def _groups_like(self, pattern: Any) -> set[int]:
+        """The numbers of the groups that a pattern, or one of a list of them, means."""
+        from fnmatch import fnmatchcase  # Not at the top: few need it.
+
+        keys = [_core.Tree(group["params"], "params").keys() for group in self._groups]
+        names = [[re.sub(r"\\(.)", r"\1", key) for key in own] for own in keys]
+        meant: list[set[str]] = [set() for _ in names]
+        for one in pattern if isinstance(pattern, (list, tuple)) else [pattern]:
+            if isinstance(one, (int, np.integer)) and not isinstance(one, bool):
+                if not 0 <= one < len(names):
+                    raise ValueError(f"pattern must be the number of a group, 0 to {len(names) - 1}, got {one}")
+                meant[one].update(names[one])
+                continue
+            if not isinstance(one, str):
+                raise TypeError(
+                    f"pattern must be a string such as '0.*', the number of a group, or a list of them, got {one!r}"
+                )
+            like = [{name for name in own if fnmatchcase(name, one)} for own in names]
+            if not any(like):
+                known = ", ".join(repr(name) for own in names for name in own)
+                raise ValueError(f"pattern must be like the name of a parameter, got {one!r}; there are {known}")
+            for taken, more in zip(meant, like, strict=True):
+                taken |= more
+        for i, (taken, own) in enumerate(zip(meant, names, strict=True)):
+            if taken and (rest := [name for name in own if name not in taken]):
+                raise ValueError(
+                    f"pattern must mean whole parameter groups, but of group {i} {pattern!r} takes {sorted(taken)} and "
+                    f"leaves {rest}; make groups with ironstep.train.layer_groups"
+                )
+        return {i for i, taken in enumerate(meant) if taken}
+
     def __repr__(self) -> str:
-        groups = [
-            ", ".join(f"{name}={value!r}" for name, value in group.values_by_name.items()) for group in self._groups
-        ]
+        groups = [", ".join(f"{name}={value!r}" for name, value in group.shown().items()) for group in self._groups]
         around = "".join(
             f", {name}={value!r}"
             for name, value in self._around.values.items()
@@ -667,7 +845,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         self._plan.params()  # As in `_add`.
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_plan", "_tree")}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_plan", "_tree", "_active")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -29,7 +29,9 @@ def settings(opt: Optimizer) -> dict[str, Any]:
         values = {name: value for name, value in group.values_by_name.items() if name not in group.callables}
         members = [key for key, owner in zip(keys, owners, strict=True) if owner == i]
         decayed = [key for key, flag in zip(members, opt._decayed[i], strict=True) if flag]
-        groups.append(values | {"callables": group.callables, "params": members, "decayed": decayed})
+        groups.append(
+            values | {"callables": group.callables, "frozen": group.frozen, "params": members, "decayed": decayed}
+        )
     around = {name: value for name, value in opt._around.values.items() if not callable(value)}
     return {
         "version": VERSION,
@@ -96,7 +98,8 @@ def load(opt: Optimizer, saved: Mapping[str, Any], state: Any, params: Mapping[s
                 )
             copies.append((param, value))
     master, ema = replaced.pop("master", None), replaced.pop("ema", None)
-    opt._replan(opt._groups, opt._decayed, replaced, master, ema, opt._grouped)
+    frozen = [group.frozen for group in groups]
+    opt._replan(opt._groups, opt._decayed, replaced, master, ema, opt._grouped, frozen)
     # From here on nothing can fail.
     for target, value in copies:
         target[...] = value
@@ -104,7 +107,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any], state: Any, params: Mapping[s
     for group, new in zip(opt._groups, groups, strict=True):
         group.take(new)
     opt._around = around
-    opt._steps = [own["step"] for own in numbers]
+    opt._set_steps([own["step"] for own in numbers])
     for part in opt._parts:
         part.scalars = [numbers[part.group][name] for name in _scalar_names(opt)]
 
@@ -191,7 +194,10 @@ def _groups(opt: Optimizer, saved: Mapping[str, Any]) -> list[ParamGroup]:
             if there.get(what) != here[what]:
                 raise ValueError(f"{where} must have the {meaning} {here[what]}, got {there.get(what)}")
         _same_callables(here["callables"], there.get("callables", []), where)
-        _same_keys(where, list(here), there)
+        _same_keys(where, list(here), {"frozen": False} | dict(there))
+        frozen = there.get("frozen", False)  # Files from before groups could be frozen have none.
+        if not isinstance(frozen, bool):
+            raise TypeError(f"{where}['frozen'] must be True or False, got {frozen!r}")
         # In the order of the class, with our functions of the step where there are any.
         values = {name: there.get(name, own) for name, own in group.values_by_name.items()}
         new = ParamGroup(type(opt), values, group["params"])
@@ -200,6 +206,7 @@ def _groups(opt: Optimizer, saved: Mapping[str, Any]) -> list[ParamGroup]:
                 f"{where} has hyperparameters that keep other state ({new.rule}) than this optimiser does "
                 f"({group.rule}): make the optimiser with {new!r}"
             )
+        new._frozen = frozen
         groups.append(new)
     return groups
 

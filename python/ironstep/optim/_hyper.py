@@ -99,6 +99,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self.maximize: bool = self.values_by_name["maximize"]
         self._callables = self._find_callables()
         self.vectors: dict[bool, _core.Values] = {}
+        self._frozen = False
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"vectors": {}}
@@ -125,6 +126,11 @@ class ParamGroup(MutableMapping[str, Any]):
             for name, value in self.values_by_name.items()
             if any(map(callable, value if name == "betas" else [value]))
         ]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether steps leave the group out; see `Optimizer.freeze`."""
+        return self._frozen
 
     @property
     def callables(self) -> list[str]:
@@ -177,5 +183,9 @@ class ParamGroup(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return 1 + len(self.values_by_name)
 
+    def shown(self) -> dict[str, Any]:
+        """What a repr has: the hyperparameters, and whether it is frozen."""
+        return self.values_by_name | ({"frozen": True} if self._frozen else {})
+
     def __repr__(self) -> str:
-        return "ParamGroup(" + ", ".join(f"{name}={value!r}" for name, value in self.values_by_name.items()) + ")"
+        return "ParamGroup(" + ", ".join(f"{name}={value!r}" for name, value in self.shown().items()) + ")"

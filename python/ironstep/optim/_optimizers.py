@@ -149,15 +149,19 @@ class SGD(Optimizer):
                 raise ValueError(f"lookahead needs momentum above 0 and nesterov=False, got {group!r}")
         self._enter()
         try:
-            leaves = self._plan.params()
+            # Frozen groups do not move.
+            active = [i for i, group in enumerate(self._groups) if not group.frozen]
+            everything = zip(self._plan.params(), self._state["momentum_buffer"], self._leaf_groups(), strict=True)
+            moving = [(leaf, buffer, active.index(i)) for leaf, buffer, i in everything if i in active]
+            leaves = [leaf for leaf, _, _ in moving]
             saved = [leaf.copy(order="K") for leaf in leaves]
-            tree = _core.Tree(leaves, "params")
-            plan = _core.Plan("lookahead", tree, [self._state["momentum_buffer"]], self._leaf_groups())
             arguments: list[tuple[int, bool, _core.Values, list[float]]] = []
-            for group, done in zip(self._groups, self._steps, strict=True):
+            for group, done in ((self._groups[i], self._steps[i]) for i in active):
                 lr, momentum = (at(name, group[name], done, group.limits[name]) for name in ("lr", "momentum"))
                 values = _core.Values([lr, momentum, float(group["lr_in_momentum"])])
                 arguments.append((done + 1, False, values, []))
+            buffers, numbers = [buffer for _, buffer, _ in moving], [i for _, _, i in moving]
+            plan = _core.Plan("lookahead", _core.Tree(leaves, "params"), [buffers], numbers)
             plan.step(saved, arguments, *_PLAIN)
             self._ahead = True
         finally:
