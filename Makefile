@@ -5,11 +5,15 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 RUST := Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 
-.PHONY: demo test bench docs build clean
+.PHONY: demo examples test bench docs build clean
 
-demo: build $(BIN)/.demo ## Train small networks on handwritten digits: every optimiser; with and without each layer
+demo: build $(BIN)/.demo ## Train a convolutional network on handwritten digits with the whole recipe; a report in demo/
+	$(BIN)/python -m ironstep demo --out demo
+
+examples: build $(BIN)/.demo ## Every optimiser; with and without each layer; fine-tuning: tables and pictures in demo/
 	$(BIN)/python examples/digits.py
 	$(BIN)/python examples/network.py
+	$(BIN)/python examples/finetune.py
 
 test: build $(BIN)/.dev ## All checks: linters, Rust tests, Python tests, stubs, docs; ends in a count
 	$(BIN)/python tests/run.py
@@ -18,6 +22,7 @@ bench: build $(BIN)/.bench ## Speed, beside every installed peer; nothing else s
 	cargo bench --no-default-features --bench kernels
 	$(BIN)/python benches/peers.py
 	$(BIN)/python benches/layers.py
+	$(BIN)/python benches/loop.py
 
 docs: build $(BIN)/.dev ## The documentation, in docs/_build/index.html
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build
@@ -36,7 +41,7 @@ $(BIN)/.built: $(BIN)/.uv $(RUST) pyproject.toml
 	touch $@
 
 $(BIN)/.demo: $(BIN)/.uv pyproject.toml
-	$(UV) 'scikit-learn>=1.5' 'matplotlib>=3.9'
+	$(UV) 'scikit-learn>=1.5' 'matplotlib>=3.9' 'tqdm>=4.66'
 	touch $@
 
 $(BIN)/.dev: $(BIN)/.uv pyproject.toml

@@ -4,7 +4,7 @@ import re
 import textwrap
 from importlib.metadata import version as _version
 
-from ironstep import functional, nn, optim
+from ironstep import data, functional, nn, optim, optimize, schedules, train
 
 project = "ironstep"
 author = "The ironstep developers"
@@ -36,6 +36,22 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [("Arguments that all optimisers share", "params_style")]
 
 
+def links():
+    """What a name in backticks stands for: the class or function of that name, in the first module that has one."""
+    found = {}
+    for module in (optim, nn, functional, schedules, data, train, optimize):
+        for name in module.__all__:
+            role = "class" if name[0].isupper() else "func"
+            found.setdefault(name, f":{role}:`~{module.__name__}.{name}`")
+    # Words that are more often an argument or a plain word.
+    for name in ("step", "linear", "constant", "scale", "shift", "join", "chain", "split", "fit", "method"):
+        found.pop(name, None)
+    return found
+
+
+LINKS = links()
+
+
 def markdown_to_rst(text):
     """Display math, inline math and code as the docstrings have them, in reStructuredText.
 
@@ -56,14 +72,8 @@ def markdown_to_rst(text):
             piece = re.sub(r"^([ ]*)\$\$(.+?)\$\$[ ]*\n?[ ]*", display, piece, flags=re.DOTALL | re.MULTILINE)
             piece = re.sub(r"(?<=[ (])\*(?=\w)", r"\\*", piece)  # (outputs, *kernel)
             pieces[i] = re.sub(r"\$([^$]+)\$", inline, piece)
-        elif piece in optim.__all__:
-            pieces[i] = f":class:`~ironstep.optim.{piece}`"
-        elif piece in nn.__all__ and piece[0].isupper():
-            pieces[i] = f":class:`~ironstep.nn.{piece}`"
-        elif piece in functional.__all__ and piece[0].islower():
-            pieces[i] = f":func:`~ironstep.functional.{piece}`"
         else:
-            pieces[i] = f"``{piece}``"
+            pieces[i] = LINKS.get(piece, f"``{piece}``")
     return "".join(pieces)
 
 

@@ -91,6 +91,8 @@ def test_digits_runs(tmp_path: Path) -> None:
         ("network", "--seeds 0"),
         ("network", "--wrong-labels 1.5"),
         ("network", "--wrong-labels nan"),
+        ("finetune", "--images 1"),
+        ("finetune", "--seeds 0"),
     ],
 )
 def test_refuses(name: str, args: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,12 +102,20 @@ def test_refuses(name: str, args: str, request: pytest.FixtureRequest, capsys: p
     assert args.split()[0] in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "sklearn"])
-@pytest.mark.parametrize("name", ["digits", "network"])
-def test_says_what_is_missing(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [
+        ("digits", "matplotlib", "demo"),
+        ("digits", "sklearn", "demo"),
+        ("network", "matplotlib", "demo"),
+        ("network", "sklearn", "demo"),
+        ("finetune", "matplotlib", "plot"),
+    ],
+)
+def test_says_what_is_missing(name: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [missing, *(module for module in sys.modules if module.startswith(f"{missing}."))]:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SystemExit, match=r'pip install "ironstep\[demo\]"'):
+    with pytest.raises(SystemExit, match=rf'pip install "ironstep\[{extra}\]"'):
         load(name)
 
 
@@ -184,3 +194,31 @@ def test_network_is_reproducible(network: ModuleType) -> None:
     data = network.load(0, 0.2)
     recipe = network.RECIPES["all three"]
     assert network.train(recipe, data, 2, 0) == network.train(recipe, data, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def finetune() -> ModuleType:
+    return example("finetune")
+
+
+def test_finetune_runs(finetune: ModuleType, tmp_path: Path) -> None:
+    done = run("finetune", "--images 2 6 --seeds 1", tmp_path)
+    for name in finetune.WAYS:
+        row = re.search(rf"^{name} +([\d.]+)% \(.*\) +([\d.]+)% \(.*\)$", done.stdout, re.M)
+        assert row, done.stdout
+        # One of five digits would be guessed right.
+        assert all(25 < float(accuracy) <= 100 for accuracy in row.groups())
+    check_picture(tmp_path / "finetune.png", done.stdout, (1100, 700))
+
+
+def test_finetune_loads_and_freezes(finetune: ModuleType) -> None:
+    """Frozen layers keep their weights; those that are not loaded begin with others."""
+    _, few, _ = finetune.load(0)
+    before = finetune.network(0)
+    old = before.state_dict()
+    model = finetune.finetune(finetune.WAYS["frozen convolutions"], before, finetune.choose(few, 2), 0)
+    for name, array in model.params.items():
+        same = np.array_equal(array, old[name])
+        assert same == (int(name.split(".")[0]) < finetune.DENSE), name
+    later = finetune.finetune(finetune.WAYS["unfrozen later"], before, finetune.choose(few, 2), 0)
+    assert not any(np.array_equal(array, old[name]) for name, array in later.params.items() if name.endswith("weight"))
