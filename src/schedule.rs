@@ -136,12 +136,14 @@ pub enum Schedule {
         /// What comes after the last.
         after: After,
     },
-    /// `value / sqrt(1 + t / timescale)`.
-    InverseSqrt {
+    /// `value (1 + t / timescale)^-power`.
+    InversePower {
         /// The value at 0.
         value: f64,
-        /// The steps after which it is divided by the root of 2.
+        /// The steps after which it is divided by `2^power`.
         timescale: f64,
+        /// 0.5 for the inverse square root.
+        power: f64,
     },
     /// From `base` up to `max` within `up` steps and back within `down`, again and again.
     Cyclic {
@@ -167,7 +169,9 @@ pub enum Schedule {
     },
     /// Their product.
     Product(Vec<Schedule>),
-    /// Later by some steps; before that its first value.
+    /// Their sum, from the first to the last.
+    Sum(Vec<Schedule>),
+    /// Later by some steps, and before that its first value; or earlier by a negative number of them.
     Shift(Box<Schedule>, f64),
     /// With a clock that moves on once in so many steps.
     PerEpoch(Box<Schedule>, f64),
@@ -214,6 +218,23 @@ fn until(t: f64, last: f64, after: After) -> Result<f64, PastEnd> {
     }
 }
 
+/// The number of the cycle that `t` is in, the last one from its beginning on, where it begins, and how long it is.
+fn cycle_at(t: f64, t_0: f64, t_mult: f64, cycles: u32) -> (f64, f64, f64) {
+    let last = if cycles > 0 { f64::from(cycles) - 1.0 } else { f64::INFINITY };
+    if t_mult == 1.0 {
+        let i = libm::floor(t / t_0);
+        let i = if i > last { last } else { i };
+        return (i, i * t_0, t_0);
+    }
+    let (mut i, mut begin, mut length) = (0.0, 0.0, t_0);
+    while t - begin >= length && i < last {
+        begin += length;
+        length *= t_mult;
+        i += 1.0;
+    }
+    (i, begin, length)
+}
+
 /// How many boundaries are at or before `t`.
 fn passed(boundaries: &[f64], t: f64) -> usize {
     boundaries.partition_point(|&boundary| boundary <= t)
@@ -258,23 +279,9 @@ impl Schedule {
             }
             Schedule::Steps { ref boundaries, ref values } => values[passed(boundaries, t)],
             Schedule::Restarts { start, end, t_0, t_mult, decay, cycles, warp, endpoint, after } => {
-                let last = f64::from(cycles) - 1.0;
-                let (mut begin, mut length, mut i) = (0.0, t_0, 0.0);
-                if t_mult == 1.0 {
-                    i = libm::floor(t / t_0);
-                    if cycles > 0 && i > last {
-                        i = last;
-                    }
-                    begin = i * t_0;
-                } else {
-                    while t - begin >= length && (cycles == 0 || i < last) {
-                        begin += length;
-                        length *= t_mult;
-                        i += 1.0;
-                    }
-                }
+                let (i, begin, length) = cycle_at(t, t_0, t_mult, cycles);
                 let span = if endpoint { length - 1.0 } else { length };
-                let t = if cycles > 0 && i == last {
+                let t = if i == f64::from(cycles) - 1.0 {
                     until(t - begin, span, after).map_err(|past| past.on(t))?
                 } else {
                     t - begin
@@ -288,7 +295,10 @@ impl Schedule {
                 let peak = if decay == 1.0 { start } else { start * libm::pow(decay, i) };
                 weigh(peak, end, cosine(u))
             }
-            Schedule::InverseSqrt { value, timescale } => value / libm::sqrt(1.0 + t / timescale),
+            Schedule::InversePower { value, timescale, power } => {
+                let x = 1.0 + t / timescale;
+                value / if power == 0.5 { libm::sqrt(x) } else { libm::pow(x, power) }
+            }
             Schedule::Cyclic { base, max, up, down, cycle, gamma } => {
                 let cycles = libm::floor(t / (up + down));
                 let t_in = t - cycles * (up + down);
@@ -310,6 +320,13 @@ impl Schedule {
                     product *= schedule.at(t)?;
                 }
                 product
+            }
+            Schedule::Sum(ref schedules) => {
+                let mut sum = 0.0;
+                for schedule in schedules {
+                    sum += schedule.at(t)?;
+                }
+                sum
             }
             Schedule::Shift(ref schedule, steps) => {
                 let shifted = if t > steps { t - steps } else { 0.0 };
@@ -346,14 +363,14 @@ impl Schedule {
             | Schedule::Decay { .. }
             | Schedule::Steps { .. }
             | Schedule::Restarts { .. }
-            | Schedule::InverseSqrt { .. }
+            | Schedule::InversePower { .. }
             | Schedule::Cyclic { .. } => f64::INFINITY,
             Schedule::Join { ref schedules, ref boundaries } => {
                 let last = schedules.last().map_or(f64::INFINITY, Schedule::length);
                 boundaries.last().copied().unwrap_or(0.0) + last
             }
             // Where the longest of those that end does; a factor without an end does not make the product endless.
-            Schedule::Product(ref schedules) => {
+            Schedule::Product(ref schedules) | Schedule::Sum(ref schedules) => {
                 let ends = schedules.iter().map(Schedule::length).filter(|length| length.is_finite());
                 ends.reduce(|a, b| if a > b { a } else { b }).unwrap_or(f64::INFINITY)
             }

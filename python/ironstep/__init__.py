@@ -43,8 +43,8 @@ _LAZY = ("data", "functional", "nn", "optimize", "schedules", "train")
 
 
 def __getattr__(name: str) -> _Any:
-    # Loaded when they are first used: `functional` looks into the signatures of all classes, which takes longer than all
-    # the rest, and others need it.
+    # Loaded when they are first used: `functional` looks into the signatures of all classes, which takes longer than
+    # all the rest, and others need it.
     if name in _LAZY:
         from importlib import import_module
 

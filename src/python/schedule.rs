@@ -1,5 +1,7 @@
 //! Schedules, and the order of a data set, for Python.
 
+use std::cell::Cell;
+
 use numpy::{IntoPyArray, PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -23,7 +25,7 @@ pub(super) struct PySchedule(Schedule);
 impl PySchedule {
     #[new]
     fn new(spec: &Bound<'_, PyTuple>) -> PyResult<PySchedule> {
-        parse(spec, DEPTH).map(PySchedule)
+        parse(spec, DEPTH, &Cell::new(NODES)).map(PySchedule)
     }
 
     /// The value at a step.
@@ -88,16 +90,23 @@ fn cycle(text: &str) -> PyResult<Cycle> {
 
 /// How deep schedules may lie in each other: each level takes some of the stack.
 const DEPTH: usize = 100;
+/// How many schedules may be in one: `s * s`, again and again, doubles them each time.
+const NODES: usize = 10_000;
 
-fn parse(spec: &Bound<'_, PyTuple>, depth: usize) -> PyResult<Schedule> {
+fn parse(spec: &Bound<'_, PyTuple>, depth: usize, nodes: &Cell<usize>) -> PyResult<Schedule> {
+    let left = nodes
+        .get()
+        .checked_sub(1)
+        .ok_or_else(|| PyValueError::new_err(format!("a schedule must not be made of more than {NODES} others")))?;
+    nodes.set(left);
     let depth = depth
         .checked_sub(1)
         .ok_or_else(|| PyValueError::new_err(format!("schedules must not lie more than {DEPTH} deep in each other")))?;
     let kind: String = spec.get_item(0)?.extract()?;
     let part = spec.get_slice(1, spec.len());
-    let one = |i: usize| parse(part.get_item(i)?.cast::<PyTuple>()?, depth);
+    let one = |i: usize| parse(part.get_item(i)?.cast::<PyTuple>()?, depth, nodes);
     let many = |i: usize| -> PyResult<Vec<Schedule>> {
-        part.get_item(i)?.try_iter()?.map(|item| parse(item?.cast::<PyTuple>()?, depth)).collect()
+        part.get_item(i)?.try_iter()?.map(|item| parse(item?.cast::<PyTuple>()?, depth, nodes)).collect()
     };
     Ok(match kind.as_str() {
         "constant" => Schedule::Constant(part.extract::<(f64,)>()?.0),
@@ -122,9 +131,9 @@ fn parse(spec: &Bound<'_, PyTuple>, depth: usize) -> PyResult<Schedule> {
                 part.extract::<(f64, f64, f64, f64, f64, u32, f64, bool, String)>()?;
             Schedule::Restarts { start, end, t_0, t_mult, decay, cycles, warp, endpoint, after: after(&then)? }
         }
-        "inverse_sqrt" => {
-            let (value, timescale) = part.extract()?;
-            Schedule::InverseSqrt { value, timescale }
+        "inverse_power" => {
+            let (value, timescale, power) = part.extract()?;
+            Schedule::InversePower { value, timescale, power }
         }
         "cyclic" => {
             let (base, max, up, down, mode, gamma) = part.extract::<(f64, f64, f64, f64, String, f64)>()?;
@@ -138,6 +147,7 @@ fn parse(spec: &Bound<'_, PyTuple>, depth: usize) -> PyResult<Schedule> {
             Schedule::Join { schedules, boundaries }
         }
         "product" => Schedule::Product(many(0)?),
+        "sum" => Schedule::Sum(many(0)?),
         "shift" => Schedule::Shift(Box::new(one(0)?), part.get_item(1)?.extract()?),
         "per_epoch" => Schedule::PerEpoch(Box::new(one(0)?), part.get_item(1)?.extract()?),
         "warmup" => Schedule::Warmup {
