@@ -40,6 +40,14 @@ def between(shape: str, start: float, end: float, u: float) -> float:
     return mixed(start, end, weight(shape, u))
 
 
+def grown(value: float, gamma: float, exponent: float) -> float:
+    """`value * gamma ** exponent`, infinite if that is too large; 0 does not grow."""
+    try:
+        return value * gamma**exponent if value else 0.0
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
 def constant(value: float) -> Curve:
     return lambda t: value
 
@@ -56,11 +64,11 @@ def polynomial(
 
 
 def step(value: float, step_size: int, gamma: float = 0.1) -> Curve:
-    return lambda t: value * gamma ** (t // step_size)
+    return lambda t: grown(value, gamma, t // step_size)
 
 
 def multi_step(value: float, milestones: Sequence[int], gamma: float = 0.1) -> Curve:
-    return lambda t: value * gamma ** bisect.bisect_right(milestones, t)
+    return lambda t: grown(value, gamma, bisect.bisect_right(milestones, t))
 
 
 def exponential(
@@ -68,7 +76,7 @@ def exponential(
 ) -> Curve:
     def at(t: float) -> float:
         exponent = math.floor(t / decay_steps) if staircase else t / decay_steps
-        x = value * gamma**exponent
+        x = grown(value, gamma, exponent)
         if limit is None:
             return x
         return max(x, limit) if gamma < 1 else min(x, limit)
@@ -115,7 +123,7 @@ def cosine_restarts(
             t = within(t - begin, last, after)
         else:
             t = t - begin if after == "extend" else min(t - begin, last)
-        return mixed(start * decay**i, end, weight("cosine", (t / last) ** warp))
+        return mixed(grown(start, decay, i), end, weight("cosine", (t / last) ** warp))
 
     return at
 
@@ -190,8 +198,9 @@ def cyclic(
     def at(t: float) -> float:
         cycle, x = divmod(t, step_size_up + down)
         height = x / step_size_up if x <= step_size_up else 1 - (x - step_size_up) / down
-        factor = {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": gamma**t}[mode]
-        return base + (max - base) * height * factor
+        if mode == "exp_range":
+            return base + grown((max - base) * height, gamma, t)
+        return base + (max - base) * height * {"triangular": 1.0, "triangular2": 0.5**cycle}[mode]
 
     return at
 
@@ -274,6 +283,10 @@ def shift(schedule: Curve, steps: int) -> Curve:
 
 def chain(*schedules: Curve) -> Curve:
     return lambda t: math.prod(schedule(t) for schedule in schedules)
+
+
+def add(*schedules: Curve) -> Curve:
+    return lambda t: math.fsum(schedule(t) for schedule in schedules)
 
 
 def per_epoch(schedule: Curve, steps_per_epoch: int) -> Curve:

@@ -139,6 +139,30 @@ def test_gtol() -> None:
     assert minimize(both, TARGET, jac=True).nit == 0
 
 
+@pytest.mark.parametrize("scipys", [False, True])
+def test_gtol_gives_the_point_that_fulfils_it(scipys: bool) -> None:
+    """Not an earlier one, whose value is lower by a rounding, or by as much as a function that is noisy has it."""
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return (1.0 if abs(x[0]) < 0.1 else 0.5), x.copy()
+
+    if scipys:
+        sgd = optimize.method("sgd")
+        result = scipy.optimize.minimize(fun, [1.0], jac=True, method=sgd, tol=1e-3, options={"lr": 0.5})
+    else:
+        result = minimize(fun, [1.0], jac=True, method="sgd", lr=0.5, gtol=1e-3)
+    assert result.success
+    assert result.status == 0
+    assert result.fun == 1.0
+    assert result.x[0] == result.jac[0] == 2.0**-10
+
+
+def test_of_equal_values_the_latest_counts() -> None:
+    """A sum of large numbers is the same for many points near its minimum."""
+    result = minimize(lambda x: (1.0, x.copy()), [1.0], jac=True, method="sgd", lr=0.5, gtol=0.0, maxiter=5)
+    assert (result.fun, result.x[0], result.jac[0]) == (1.0, 2.0**-5, 2.0**-5)
+
+
 def test_ftol() -> None:
     values: list[float] = []
 
@@ -307,11 +331,45 @@ def test_bounds_of_one_number_are_for_all() -> None:
         (scipy.optimize.Bounds([0.0, 1.0], [1.0, 2.0]), "bounds must be"),
         ([(1.0, 0.0)] * 6, "each low at most as large as its high"),
         ([(math.nan, 0.0)] * 6, "and no NaN"),
+        ([(math.inf, None)] * 6, "bounds must leave x room, but a low is inf or a high is -inf"),
+        ([(None, -math.inf)] * 6, "bounds must leave x room, but a low is inf or a high is -inf"),
     ],
 )
 def test_bad_bounds(bounds: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         minimize(both, np.zeros((2, 3)), jac=True, bounds=bounds)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.1, 0.7), (-0.7, -0.1), (-0.1, 0.1), (0.5, 0.7), (0.1, 0.5), (-1e300, 1e300), (1e-50, 2e-45)]
+)
+def test_bounds_of_float32_points_are_rounded_inwards(low: float, high: float) -> None:
+    for x0, grad in ((-1e9, 1e9), (1e9, -1e9)):
+        search = Minimizer(np.full(2, x0, F32), "sgd", lr=1e20, bounds=[(low, high), (None, None)])
+        for _ in range(3):
+            x = search.ask()
+            assert x.dtype == F32
+            assert low <= float(x[0]) <= high
+            assert np.isfinite(x[0])
+            search.tell(np.array([grad, 0.0], F32))
+
+
+def test_bounds_without_a_float32_between_are_refused() -> None:
+    x0 = np.zeros(1, F32)
+    for low, high in (
+        (0.1, np.nextafter(0.1, 1)),
+        (1e300, 2e300),
+        (-2e300, -1e300),
+        (1e300, None),
+        (1e300, 1e300),
+        (-1e300, -1e300),
+    ):
+        with pytest.raises(ValueError, match="bounds must have a number of the type of x0, float32, between each low"):
+            Minimizer(x0, bounds=[(low, high)])
+        Minimizer([0.0], bounds=[(low, high)])
+    # Fixed: the nearest one.
+    assert Minimizer(x0, bounds=[(0.1, 0.1)]).ask()[0] == F32(0.1)
+    assert Minimizer(x0, bounds=[(0.7, 0.7)]).ask()[0] == F32(0.7)
 
 
 # -- Callbacks ---------------------------------------------------------------------------------------------------------
@@ -452,6 +510,8 @@ def test_scipys_arguments_and_tolerance() -> None:
     ("kwargs", "match"),
     [
         ({"constraints": [{"type": "eq", "fun": sum}]}, "takes no constraints but bounds"),
+        ({"constraints": np.array([1, 2])}, r"takes no constraints but bounds, got array\(\[1, 2\]\)"),
+        ({"constraints": {"type": "eq", "fun": sum}}, "takes no constraints but bounds, got {"),
         ({"hess": lambda x: np.eye(2)}, "uses no Hessian"),
         ({"hessp": lambda x, p: p}, "uses no Hessian"),
         ({"jac": None}, "jac must be True"),
@@ -504,9 +564,9 @@ def test_the_best_is_of_the_lowest_finite_value() -> None:
         search.tell([1.0], value)
     search.tell([1.0])
     assert search.best_value == 2.0
-    assert_same_bits(search.best, points[3])
+    assert_same_bits(search.best, points[4])  # Of two with this value the later one.
     search.best[...] = 9.0
-    assert_same_bits(search.best, points[3])
+    assert_same_bits(search.best, points[4])
 
 
 def test_without_values_the_best_is_where_it_is() -> None:

@@ -128,6 +128,19 @@ shift(cosine(0.3, steps=10), 4)
 shift(step(0.3, 3), 0)
 chain(cosine(0.3, steps=10), step(1.0, 3), constant(2.0))
 chain(step(1.0, 3))
+shift(cosine(0.3, steps=10), -4)
+shift(cosine_restarts(0.3, 0.01, T_0=5, T_mult=2), -7)
+shift(linear(0.3, 0.1, 5), -9)
+shift(linear(0.3, 0.1, 9, after='raise'), -3)
+add(cosine(0.3, steps=10), step(1.0, 3), constant(-2.0))
+add(step(1.0, 3))
+add(linear(0.3, 0.1, 9, after='raise'), constant(1))
+exponential(0.0, 2.0)
+exponential(0, 2.0, 3, staircase=True, limit=0.5)
+step(0.0, 3, 1e300)
+multi_step(0.0, [2, 3, 5], 1e200)
+cosine_restarts(0.0, 0.1, T_0=3, decay=10.0)
+cyclic(0.3, 0.3, 4, mode='exp_range', gamma=2.0)
 per_epoch(cosine(0.3, steps=10, endpoint=True), 4)
 per_epoch(warmup(step(0.3, 2), 2), 3)
 """.strip().splitlines()
@@ -171,10 +184,13 @@ def test_equals_plain_math(text: str):
             with pytest.raises(ValueError, match=r"step must be at most .* the end of the schedule, got"):
                 schedule(np.array([0.0, t]))
             continue
-        except (OverflowError, ZeroDivisionError):  # float ** float, where the core has inf
-            expected = math.inf
+        if not math.isfinite(expected):
+            for step in (t, np.array([0.0, t])):
+                with pytest.raises(ValueError, match=r"is not finite at step .*, but inf"):
+                    schedule(step)
+            continue
         grown = size * t if "extend" in text else size
-        assert close(schedule(t), expected, grown) or schedule(t) == expected, f"{text} at {t}: {schedule(t)!r}"
+        assert close(schedule(t), expected, grown), f"{text} at {t}: {schedule(t)!r}"
     assert (ends > 0) == ("raise" in text)
 
 
@@ -182,6 +198,8 @@ def test_equals_plain_math(text: str):
 def test_array_is_scalar_by_scalar(text: str):
     schedule = make(text)
     at = [t for t in times(schedule.steps) if "raise" not in text or t <= (schedule.steps or 0) - 1]
+    if text == "step(0.3, 5, 1.5)":  # Grows without end.
+        at = [t for t in at if t < 1000]
     one_by_one = np.array([schedule(t) for t in at])
     assert all(type(schedule(t)) is float for t in at)
     assert_same_bits(schedule(np.array(at)), one_by_one, text)
@@ -223,8 +241,9 @@ def drawn(rng: np.random.Generator, depth: int) -> str:
         f"warmup({a}, {n()}, start={x()}, skip_start={yes()}, within={yes()})",
         f"join([{a}, {b}], [{n()}])",
         f"scale({a}, {x()})",
-        f"shift({a}, {n(0)})",
+        f"shift({a}, {n(-20)})",
         f"chain({a}, {b})",
+        f"add({a}, {b})",
         f"per_epoch({a}, {n(1, 6)})",
     ]
     return str(rng.choice(trees))
@@ -363,6 +382,11 @@ def test_steps():
         "chain(constant(1))": None,
         "scale(linear(1, 0, 10), 2)": 10,
         "shift(linear(1, 0, 10), 2)": 12,
+        "shift(linear(1, 0, 10), -3)": 7,
+        "shift(linear(1, 0, 10), -30)": 1,
+        "shift(constant(1), -30)": None,
+        "add(linear(1, 0, 10), constant(1), linear(1, 0, 7))": 10,
+        "add(constant(1))": None,
         "per_epoch(linear(1, 0, 10), 3)": 30,
         "per_epoch(constant(1), 3)": None,
     }
@@ -375,11 +399,22 @@ def test_operators():
     assert np.float64(2) * a == schedules.scale(a, 2)
     assert a * np.float32(2) == schedules.scale(a, 2)
     assert a * b == schedules.chain(a, b)
+    assert a + b == schedules.add(a, b)
+    assert a + 2 == 2 + a == np.float64(2) + a == a + np.float32(2) == schedules.add(a, schedules.constant(2))
+    assert repr(0.1 + a) == "add(cosine(0.3, steps=10), constant(0.1))"
+    assert [(0.1 + a + b)(t) for t in range(12)] == [a(t) + 0.1 + b(t) for t in range(12)]
+    assert sum([a, b]) == a + 0 + b
+    with pytest.raises(ValueError, match="value must be finite, got nan"):
+        a + math.nan
     for other in (True, "x", None, np.ones(2), 1j):
         with pytest.raises(TypeError, match=r"unsupported operand|can't multiply|does not support ufuncs"):
             other * a
         with pytest.raises(TypeError, match=r"unsupported operand|can't multiply|does not support ufuncs"):
             a * other
+        with pytest.raises(TypeError, match=r"unsupported operand|oncatenat|does not support ufuncs"):
+            other + a
+        with pytest.raises(TypeError, match=r"unsupported operand|oncatenat|does not support ufuncs"):
+            a + other
 
 
 def test_scaled_lr():
@@ -480,6 +515,15 @@ transformers_cosine_with_hard_restarts(0.3, 5, 20, 4)
 transformers_cosine_with_hard_restarts(0.3, 5, 4)
 transformers_cosine_with_min_lr(0.3, 5, 20, min_lr=0.02)
 transformers_cosine_with_min_lr(0.3, 5, 20, 0.7, min_lr_rate=0.1)
+transformers_cosine_warmup_with_min_lr(0.3, 5, 20, min_lr=0.02)
+transformers_cosine_warmup_with_min_lr(0.3, 5, 20, 0.7, min_lr_rate=0.1, warmup_lr_rate=0.2)
+transformers_cosine_warmup_with_min_lr(0.3, 5, 20, 1.5, min_lr_rate=0.1, warmup_lr_rate=0.0)
+transformers_cosine_warmup_with_min_lr(0.3, 0, 20, min_lr=0.0)
+transformers_cosine_warmup_with_min_lr(0.3, 1, 20, min_lr_rate=0.1)
+transformers_cosine_warmup_with_min_lr(0.3, 1, 20, min_lr_rate=0.1, warmup_lr_rate=0.5)
+transformers_cosine_warmup_with_min_lr(0.3, 5, 20, 0.0, min_lr_rate=0.1)
+transformers_cosine_warmup_with_min_lr(0.3, 5, 6, min_lr=0.01)
+transformers_cosine_warmup_with_min_lr(0.3, 5, 5, min_lr=0.4)
 transformers_polynomial(0.3, 5, 20)
 transformers_polynomial(0.3, 0, 20, 0.01, 2.5)
 transformers_inverse_sqrt(0.3, 5)
@@ -505,6 +549,22 @@ timm_poly(0.3, 20)
 timm_poly(0.3, 20, 2.0, 0.01, k_decay=0.7, warmup_t=5, warmup_lr_init=0.02)
 timm_poly(0.3, 5, 0.5, 0.01, 2.0, 0.5, 3, 4, 0.02, True)
 timm_poly(0.3, 5, 1.5, 0.01, 1.0, 0.5, 3)
+timm_wsd(0.3, 20, 8)
+timm_wsd(0.3, 20, 20, 0.01, decay_fn='linear')
+timm_wsd(0.3, 20, 8, 0.01, decay_fn='cosine', warmup_t=5, warmup_lr_init=0.02)
+timm_wsd(0.3, 20, 8, 0.01, decay_fn='power', decay_power=1.7, warmup_t=5)
+timm_wsd(0.3, 20, 8, 0.01, decay_fn='exp', warmup_t=1)
+timm_wsd(0.3, 20, 8, decay_fn='exp', decay_ratio=0.01)
+timm_wsd(0.3, 20, 8, 0.01, 'rsqrt', decay_fn='linear', warmup_t=5)
+timm_wsd(0.3, 20, 8, 0.01, 'rsqrt', 2.5)
+timm_wsd(0.3, 20, 8, 0.01, 'power', 2.5, 0.8, 'exp', warmup_t=3, warmup_lr_init=0.5)
+timm_wsd(0.3, 20, 8, 0.1, 'power', 2.5, 1.5, 'cosine', warmup_t=3)
+timm_wsd(0.3, 30, 25, 0.1, 'power', 2.5, 0.8, 'power', 2.0, warmup_t=3)
+timm_wsd(0.3, 20, 20, 0.1, 'rsqrt', 2.5)
+timm_wsd(0.3, 20, 8, 0.4, 'rsqrt', 2.5, warmup_t=4)
+timm_wsd(0.3, 20, 8, 0.3, 'rsqrt', 2.5, warmup_t=4)
+timm_wsd(0.3, 20, 8, 0.4, warmup_t=4)
+timm_wsd(0.3, 1, 1)
 """.strip().splitlines()
 
 
@@ -538,6 +598,7 @@ def test_repr_is_the_shortest_call():
         "multi_step(0.1, np.array([3, 4]))": "multi_step(0.1, [3, 4])",
         "multi_step(0.1, (3, 4))": "multi_step(0.1, (3, 4))",
         "2 * constant(1e-05)": "scale(constant(1e-05), 2)",
+        "2 + constant(1) + constant(2)": "add(add(constant(1), constant(2)), constant(2))",
         "constant(1) * constant(2)": "chain(constant(1), constant(2))",
         "linear(1, 0, steps=10, after='raise')": "linear(1, 0, 10, after='raise')",
     }
@@ -568,6 +629,8 @@ def test_parse():
     assert parse("constant(2 ** -1)") == schedules.constant(0.5)
     assert parse("step(0.1, 2 ** 10)") == schedules.step(0.1, 1024)
     assert parse("0.5 * step(lr, 3) * step(1, 2)", lr=1) == 0.5 * schedules.step(1, 3) * schedules.step(1, 2)
+    assert parse("0.1 + step(lr, 3) + 2 * step(1, 2)", lr=1) == 0.1 + schedules.step(1, 3) + 2 * schedules.step(1, 2)
+    assert parse("shift(step(1, 3), -2)") == schedules.shift(schedules.step(1, 3), -2)
     assert parse("constant(scaled_lr(0.1, 512))") == schedules.constant(0.2)
     assert parse("transformers_linear(0.1, 2, 4)") == presets.transformers_linear(0.1, 2, 4)
     assert parse("piecewise((3, 9), [1, 2, 3], interpolation='linear')").steps == 9
@@ -607,7 +670,10 @@ def test_parse():
         ("constant('1' * 3)", "must stand between numbers"),
         ("constant(True + 1)", "must stand between numbers"),
         ("constant([1] * 1000000000000)", "must stand between numbers"),
-        ("constant(1) + constant(1)", "must stand between numbers"),
+        ("constant(1) + 'x'", "must stand between numbers"),
+        ("True + constant(1)", "must stand between numbers"),
+        ("constant(1) - constant(1)", "must stand between numbers"),
+        ("constant(1) / 2", "must stand between numbers"),
         ("-constant(1)", "must stand between numbers"),
         ("constant(1 / 0)", "has no value"),
         ("constant(9 ** 9 ** 9 ** 9)", "has no value"),
@@ -618,6 +684,13 @@ def test_parse():
         ("cosine(0.1, steps=total / 2)", "steps must be an integer, got 1.5"),
         ("optax_piecewise_constant(1.0, {[1]: 2})", "dicts with numbers or strings as keys"),
         ("optax_piecewise_constant(1.0, {**{1: 2}})", "dicts with numbers or strings as keys"),
+        ("constant(value=1, value=2)", r"must give value once, got 'constant\(value=1, value=2\)'"),
+        ("linear(1, 0, steps=3, steps=3)", "must give steps once"),
+        ("optax_piecewise_constant(1.0, {3: 0.5, 3: 0.1})", "must give 3 once"),
+        ("constant(" + "+".join(["1"] * 3000) + ")", "must"),
+        ("constant(" + "-" * 900 + "1)", "must not be nested so deeply"),
+        ("scale(" * 400 + "constant(1)" + ", 1)" * 400, "must|deep"),
+        ("constant(" + "[" * 150 + "1" + "]" * 150 + ")", "must"),
     ],
 )
 def test_parse_refuses(text: str, message: str):
@@ -628,14 +701,14 @@ def test_parse_refuses(text: str, message: str):
 def test_parse_refuses_what_is_no_text():
     with pytest.raises(TypeError, match="text must be a string, got 3"):
         parse(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="lr must be a number finite, got '1'"):
+    with pytest.raises(TypeError, match="lr must be a number, finite, got '1'"):
         parse("constant(lr)", lr="1")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
-        ("constant('1')", TypeError, "value must be a number finite, got '1'"),
+        ("constant('1')", TypeError, "value must be a number, finite, got '1'"),
         ("constant(True)", TypeError, "value must be a number"),
         ("constant(1j)", TypeError, "value must be a number"),
         ("constant(np.ones(1))", TypeError, "value must be a number"),
@@ -740,7 +813,15 @@ def test_parse_refuses_what_is_no_text():
         ("join([constant(1)] * 3, [3, 2])", ValueError, "boundaries must ascend"),
         ("scale(1, 2)", TypeError, "schedule must be a schedule"),
         ("scale(constant(1), math.inf)", ValueError, "factor must be finite"),
-        ("shift(constant(1), -1)", ValueError, "steps must be an integer at least 0"),
+        ("shift(constant(1), 0.5)", TypeError, "steps must be an integer, got 0.5"),
+        ("shift(constant(1), -2**60)", ValueError, "steps must be from -"),
+        ("add()", ValueError, "schedules must be at least one, got none"),
+        ("add(constant(1), 2)", TypeError, r"schedules\[1\] must be a schedule"),
+        (
+            "multi_step(1.0, [1, 2], 1e200)",
+            ValueError,
+            r"gamma must leave all values finite, but 1.0 \* 1e\+200 \*\* 2",
+        ),
         ("chain()", ValueError, "schedules must be at least one, got none"),
         ("chain(constant(1), 2)", TypeError, r"schedules\[1\] must be a schedule"),
         ("per_epoch(constant(1), 0)", ValueError, "steps_per_epoch must be an integer at least 1"),
@@ -772,6 +853,18 @@ def test_parse_refuses_what_is_no_text():
         ("transformers_wsd(1, 2, 5)", ValueError, "num_training_steps or num_stable_steps must be given"),
         ("transformers_wsd(1, 2, 5, 6)", ValueError, "num_training_steps must be an integer at least 7"),
         ("timm_cosine(1, 5, cycle_mul=0.5)", ValueError, "cycle_mul must be 1, or finite and at least 1.1"),
+        ("transformers_cosine_warmup_with_min_lr(1, 2, 5)", ValueError, "one of min_lr and min_lr_rate must be given"),
+        ("transformers_cosine_warmup_with_min_lr(1, 2, 5, min_lr=1, warmup_lr_rate=-1)", ValueError, "warmup_lr_rate"),
+        ("timm_wsd(1, 5, 6)", ValueError, "decay_t must be at most t_initial, 5, which it is a part of, got 6"),
+        ("timm_wsd(1, 5, 0)", ValueError, "decay_t must be an integer at least 1"),
+        ("timm_wsd(1, 5, 2, -1)", ValueError, "lr_min must be"),
+        ("timm_wsd(1, 5, 2, stable_fn='no')", ValueError, "stable_fn must be 'constant', 'rsqrt' or 'power'"),
+        ("timm_wsd(1, 5, 2, decay_fn='no')", ValueError, "decay_fn must be 'linear', '1-sqrt', 'cosine', 'power' or"),
+        ("timm_wsd(1, 5, 2, decay_fn=math.sqrt)", ValueError, "decay_fn must be"),
+        ("timm_wsd(1, 5, 2, decay_ratio=1)", ValueError, "decay_ratio must be above 0 and below 1, got 1"),
+        ("timm_wsd(1, 5, 2, decay_power=0)", ValueError, "decay_power must be finite and above 0"),
+        ("timm_wsd(1, 5, 2, stable_fn='rsqrt')", ValueError, "stable_timescale must be given where there is no warmup"),
+        ("timm_wsd(1, 5, 2, 0, 'rsqrt', 0)", ValueError, "stable_timescale must be finite and above 0"),
         ("timm_multi_step(1, [1, 5])", ValueError, r"decay_t\[0\] must be an integer at least 2"),
     ],
 )
@@ -808,8 +901,42 @@ def test_refuses_a_step(step: Any, kind: type[Exception], message: str):
         schedules.cosine(0.1, steps=10)(step)
 
 
+@pytest.mark.parametrize(
+    ("text", "last", "value"),
+    [
+        ("exponential(1.0, 2.0)", 1023, "inf"),
+        ("exponential(-1.0, 2.0, limit=3.0)", 1023, "-inf"),
+        ("step(1.0, 2, 2.0)", 2047, "inf"),
+        ("cosine_restarts(1.0, T_0=2, decay=2.0)", 2047, "inf"),
+        ("cyclic(0.0, 1.0, 1, mode='exp_range', gamma=2.0)", 1023, "nan"),
+        ("linear(1e308, -1e308, 1, after='extend')", 1, "-inf"),
+        ("scale(exponential(1.0, 2.0), 0.0)", 1023, "nan"),
+        ("chain(exponential(1.0, 2.0), constant(2.0))", 1022, "inf"),
+        ("add(exponential(1.0, 2.0), exponential(-1.0, 2.0))", 1023, "nan"),
+        ("add(constant(1e308), piecewise([3], [0.0, 1e308]))", 2, "inf"),
+        ("warmup(constant(1e308), 3, start=-1e308)", 3, None),
+        ("torch_exponential(1.0, 2.0)", 1023, "inf"),
+    ],
+)
+def test_values_that_are_not_finite_are_errors(text: str, last: int, value: str | None):
+    schedule = eval(text, vars(schedules) | vars(presets))
+    assert np.isfinite(schedule(np.arange(last + 1))).all()
+    assert math.isfinite(schedule(last))
+    if value is None:
+        return
+    name, step = text.partition("(")[0], last + 1
+    with pytest.raises(ValueError, match=rf"^{name}\(\.\.\.\) is not finite at step {step}, but {value}$"):
+        schedule(step)
+    with pytest.raises(ValueError, match=rf"^{name}\(\.\.\.\) is not finite at step {step}\.0, but {value}$"):
+        schedule(np.array([[0, last], [step, step + 9]]))
+
+
+def test_a_zero_does_not_grow():
+    assert presets.timm_poly(0.0, 5, 1.5, 0.0, 1.0, 1e200, 3)(range(20)).tolist() == [0.0] * 20
+
+
 def test_extremes():
-    assert schedules.exponential(1.0, 2.0)(1e15) == math.inf
+    assert schedules.exponential(1.0, 2.0, limit=3.0)(1e15) == 3.0
     assert schedules.linear(1.0, 0.0, 10)(sys.float_info.max) == 0.0
     assert schedules.cosine(0.3, steps=2**53)(2**52) == pytest.approx(0.15, rel=1e-15)
     assert schedules.cosine_restarts(0.3, T_0=1, T_mult=2, decay=0.5)(1e15) >= 0
@@ -1072,6 +1199,7 @@ TRANSFORMERS = {
     "transformers_cosine": "get_cosine_schedule_with_warmup",
     "transformers_cosine_with_hard_restarts": "get_cosine_with_hard_restarts_schedule_with_warmup",
     "transformers_cosine_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup",
+    "transformers_cosine_warmup_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
     "transformers_polynomial": "get_polynomial_decay_schedule_with_warmup",
     "transformers_inverse_sqrt": "get_inverse_sqrt_schedule",
     "transformers_wsd": "get_wsd_schedule",
@@ -1096,6 +1224,7 @@ TIMM = {
     "timm_step": "StepLRScheduler",
     "timm_multi_step": "MultiStepLRScheduler",
     "timm_poly": "PolyLRScheduler",
+    "timm_wsd": "WSDLRScheduler",
 }
 
 

@@ -104,8 +104,18 @@ def _box(bounds: Any, x: Array) -> _Bounds | None:
         ) from error
     if not (low <= high).all():
         raise ValueError("bounds must have each low at most as large as its high, and no NaN")
+    if (low == math.inf).any() or (high == -math.inf).any():
+        raise ValueError("bounds must leave x room, but a low is inf or a high is -inf")
     with np.errstate(over="ignore"):
-        return _Bounds(low.astype(x.dtype), high.astype(x.dtype))
+        inside = low.astype(x.dtype), high.astype(x.dtype)
+    # A bound that is no float32 would else let x out of the box by a rounding, or, beyond all of them, be none.
+    inside = (
+        np.where((inside[0] < low) & (low < high), np.nextafter(inside[0], x.dtype.type(np.inf)), inside[0]),
+        np.where((inside[1] > high) & (low < high), np.nextafter(inside[1], x.dtype.type(-np.inf)), inside[1]),
+    )
+    if not (inside[0] <= inside[1]).all() or np.isinf(inside[0][low == high]).any() or (inside[0] == math.inf).any():
+        raise ValueError(f"bounds must have a number of the type of x0, {x.dtype}, between each low and its high")
+    return _Bounds(*inside)
 
 
 class Minimizer:
@@ -119,7 +129,8 @@ class Minimizer:
             projected to the bounds first.
         method: An optimiser of `ironstep.optim` by its name in lower case.
         lr: Learning rate, about as far as an element moves in a step of Adam; or a schedule.
-        bounds: A `scipy.optimize.Bounds`, or a pair (low, high) for each element in C order, None for no bound.
+        bounds: A `scipy.optimize.Bounds`, or a pair (low, high) for each element in C order, None for no bound. Where
+            x is float32 they are rounded inwards, or, if low and high are equal, to the nearest.
         **hyperparams: Of the optimiser. Other than in `ironstep.optim`, `weight_decay` is 0 and `nonfinite` is
             `"raise"` if they are left out: decay would move the minimum.
 
@@ -184,7 +195,7 @@ class Minimizer:
             self._best, self._best_value = before, number_
 
     def _improves(self, value: float | None) -> bool:
-        return value is not None and math.isfinite(value) and (self._best_value is None or value < self._best_value)
+        return value is not None and math.isfinite(value) and (self._best_value is None or value <= self._best_value)
 
     @property
     def x(self) -> Array:
@@ -193,7 +204,7 @@ class Minimizer:
 
     @property
     def best(self) -> Array:
-        """The point of the lowest value that was told: a copy; where it is if none was told."""
+        """A copy of the point of the lowest value that was told, of equal ones the latest; of `x` if none was told."""
         return (self._x if self._best_value is None else self._best).copy()
 
     @property
@@ -296,8 +307,9 @@ def minimize(
     $$\min_x f(x), \qquad l \le x \le u$$
 
     with $f$ = `fun` and the bounds $l, u$ kept by projection after each step. These methods do not go down in every
-    step, so the result is the best point that was seen, not the last. A learning rate that falls to 0 brings the
-    end nearer: `lr=schedules.cosine(0.1, steps=maxiter)`.
+    step, so the result is the best point that was seen, not the last: the one of the lowest value, of equal values the
+    latest; but the one that fulfils `gtol` if that is why it stopped. A learning rate that falls to 0 brings the end
+    nearer: `lr=schedules.cosine(0.1, steps=maxiter)`.
 
     Args:
         fun: `fun(x, *args)` gives the value, or with `jac=True` the value and the gradient. It gets a copy of x.
@@ -306,7 +318,8 @@ def minimize(
         args: More arguments for `fun` and `jac`.
         method: An optimiser of `ironstep.optim` by its name in lower case.
         jac: True, or `jac(x, *args)`, which gives the gradient in the shape of x.
-        bounds: A `scipy.optimize.Bounds`, or a pair (low, high) for each element in C order, None for no bound.
+        bounds: A `scipy.optimize.Bounds`, or a pair (low, high) for each element in C order, None for no bound; see
+            `Minimizer`.
         callback: Called after each step as SciPy does: `callback(intermediate_result=...)` with `x` and `fun` if that
             is the name of its only parameter, else `callback(x)`. If it raises StopIteration this is the end.
         lr: Learning rate: about as far as an element moves in a step of Adam; or a schedule.
@@ -371,7 +384,7 @@ def minimize(
         x = search.ask()
         value, grad = evaluate(x)
         finite = math.isfinite(value) and bool(np.isfinite(grad).all())
-        if best is None or (finite and value < best[0]):
+        if best is None or (finite and value <= best[0]):
             best = value, x, grad
         if nit and not _goes_on(tell_callback, x, value):
             status = 99
@@ -379,6 +392,7 @@ def minimize(
             status = 2
         elif _largest(search._bounds, x, grad) <= gtol:
             status = 0
+            best = value, x, grad  # Which rounding may have made larger than one before.
         elif ftol and abs(value - last) <= ftol * max(abs(value), abs(last), 1.0):
             status = 3
         elif nit == maxiter:
@@ -452,7 +466,7 @@ class _Method:
     ) -> Any:
         if hess is not None or hessp is not None:
             raise ValueError(f"{self._name} uses no Hessian: leave out hess and hessp")
-        if constraints not in ((), [], None):
+        if constraints is not None and not (isinstance(constraints, (tuple, list)) and not constraints):
             raise ValueError(f"{self._name} takes no constraints but bounds, got {constraints!r}")
         if tol is not None:
             options.setdefault("gtol", tol)

@@ -11,8 +11,8 @@ What to know about them:
 - **After the end** a schedule holds its last value. `after="raise"` makes that an error, `after="extend"` goes on with
   the equation.
 - **A warmup does not waste a step** on a learning rate of 0 (`skip_start=False` does, as other libraries do).
-- `warmup`, `join`, `chain`, `scale`, `shift` and `per_epoch` make schedules of schedules. `parse` reads one from text,
-  such as the repr of another.
+- `warmup`, `join`, `add`, `chain`, `scale`, `shift` and `per_epoch` make schedules of schedules. `parse` reads one from
+  text, such as the repr of another.
 - `presets` has the schedules of torch, optax, transformers and timm under their names for the arguments, with exactly
   their curves. `ReduceLROnPlateau` is the one with a state.
 
@@ -30,6 +30,7 @@ from . import presets
 from ._plateau import ReduceLROnPlateau
 from ._schedule import (
     Schedule,
+    add,
     chain,
     constant,
     cosine,
@@ -58,6 +59,7 @@ from ._schedule import (
 __all__ = [
     "ReduceLROnPlateau",
     "Schedule",
+    "add",
     "chain",
     "constant",
     "cosine",

@@ -17,7 +17,8 @@ class ReduceLROnPlateau:
     """A learning rate that becomes smaller when a metric stops improving, with torch's counting.
 
     An optimiser takes it as a hyperparameter, and `update(metric)`, once per epoch, tells it how training goes. In
-    `fit` it is a callback: it looks at the metric `monitor` after each epoch.
+    `fit` it is a callback: it looks at the metric `monitor` after each epoch. Its state goes on from one `fit` to the
+    next, as that of the optimiser does: make a new one for a new run.
 
     A metric is better than the best one so far if it is below `best * (1 - threshold)` ("rel") or `best - threshold`
     ("abs"), in mode "max" above `best * (1 + threshold)` or `best + threshold`. NaN is never better. After more than

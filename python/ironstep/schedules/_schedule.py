@@ -47,11 +47,12 @@ class Schedule:
     nothing but that number.
 
     `schedule(step)` is a float for a number, and a float64 array for an array of steps of any shape. Steps count from 0
-    and may have fractions. `2 * schedule` and `schedule * other` are schedules too. The repr is the call that made it,
-    and `parse` reads it back. Schedules are equal if they have the same numbers.
+    and may have fractions. `2 * schedule`, `schedule * other`, `schedule + 0.1` and `schedule + other` are schedules
+    too. The repr is the call that made it, and `parse` reads it back. Schedules are equal if their numbers are.
 
     Raises:
-        ValueError: A step is negative or not finite, or past the end of a schedule with `after="raise"`.
+        ValueError: A step is negative or not finite, or past the end of a schedule with `after="raise"`; or the value
+            there is not finite, because something grows without end.
         TypeError: A step is no number and no array of numbers.
 
     Example:
@@ -70,7 +71,7 @@ class Schedule:
 
     __slots__ = ("_args", "_core", "_kwargs", "_name", "_spec", "_steps")
 
-    # NumPy leaves a product with one of its numbers to `__rmul__`.
+    # NumPy leaves a product or sum with one of its numbers to `__rmul__` and `__radd__`.
     __array_ufunc__ = None
 
     def __init__(self, spec: Spec, steps: int | None) -> None:
@@ -108,7 +109,10 @@ class Schedule:
                 t = math.inf
             if not 0 <= t < math.inf:
                 raise ValueError(f"step must be finite and at least 0, got {step!r}")
-            return self._core.at(t)
+            value = self._core.at(t)
+            if not math.isfinite(value):
+                raise ValueError(f"{self._name}(...) is not finite at step {step!r}, but {value!r}")
+            return value
         steps = unmasked(step, "step")
         if steps.dtype.kind not in "iuf":
             raise TypeError(f"step must be a number, or an array of integers or floats, got {step!r}")
@@ -119,6 +123,10 @@ class Schedule:
             raise ValueError(f"step must be finite and at least 0 in every element, got {float(wrong[0])!r}")
         out = np.empty(steps.shape)
         self._core.fill(steps.reshape(-1), out.reshape(-1))
+        finite = np.isfinite(out)
+        if not finite.all():
+            at, value = float(steps[~finite][0]), float(out[~finite][0])
+            raise ValueError(f"{self._name}(...) is not finite at step {at!r}, but {value!r}")
         return out
 
     def plot(
@@ -182,6 +190,15 @@ class Schedule:
         return NotImplemented
 
     __rmul__ = __mul__
+
+    def __add__(self, other: Any) -> Schedule:
+        if isinstance(other, Schedule):
+            return add(self, other)
+        if _is_number(other):
+            return add(self, constant(other))
+        return NotImplemented
+
+    __radd__ = __add__
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):
@@ -270,6 +287,11 @@ def count(name: str, value: Any, low: int = 1) -> int:
 def ratio(name: str, value: Any) -> float:
     """The factor from one length to the next. The core counts one by one, which takes long if they hardly grow."""
     return 1.0 if isinstance(value, numbers.Real) and value == 1 and value is not True else number(name, value, LONGER)
+
+
+def growth(value: float, gamma: float) -> float:
+    """The factor for a value: 1 if a 0 would grow, which stays 0, where infinity times 0 is NaN in the end."""
+    return 1.0 if value == 0 and gamma > 1 else gamma
 
 
 def flag(name: str, value: Any) -> bool:
@@ -437,7 +459,7 @@ def step(value: float, step_size: int, gamma: float = 0.1) -> Schedule:
         array([1.  , 1.  , 0.5 , 0.25])
     """
     value, gamma = number("value", value, FINITE), number("gamma", gamma, NOT_NEGATIVE)
-    return Schedule(("decay", value, gamma, float(count("step_size", step_size)), True, None), None)
+    return Schedule(("decay", value, growth(value, gamma), float(count("step_size", step_size)), True, None), None)
 
 
 @_maker
@@ -459,7 +481,9 @@ def multi_step(value: float, milestones: Sequence[int], gamma: float = 0.1) -> S
     """
     value, gamma = number("value", value, FINITE), number("gamma", gamma, NOT_NEGATIVE)
     steps = ascending("milestones", milestones, strictly=False)
-    values = [value * _core.pow(gamma, float(i)) for i in range(len(steps) + 1)]
+    values = [value * _core.pow(growth(value, gamma), float(i)) for i in range(len(steps) + 1)]
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"gamma must leave all values finite, but {value!r} * {gamma!r} ** {len(steps)} is not")
     return Schedule(("steps", tuple(steps), tuple(values)), None)
 
 
@@ -496,7 +520,8 @@ def exponential(
     value, gamma = number("value", value, FINITE), number("gamma", gamma, NOT_NEGATIVE)
     decay_steps = number("decay_steps", decay_steps, POSITIVE)
     limit = None if limit is None else number("limit", limit, FINITE)
-    return Schedule(("decay", value, gamma, decay_steps, flag("staircase", staircase), limit), None)
+    spec = ("decay", value, growth(value, gamma), decay_steps, flag("staircase", staircase), limit)
+    return Schedule(spec, None)
 
 
 @_maker
@@ -611,7 +636,8 @@ def restarts(
     else:
         # A little less, so that rounding adds no step.
         total = t_0 * (_core.pow(t_mult, float(cycles)) - 1) / (t_mult - 1) * (1 - 1e-12)
-    return Schedule(("restarts", start, end, t_0, t_mult, decay, cycles, warp, endpoint, after), covered(total))
+    spec = ("restarts", start, end, t_0, t_mult, growth(start, decay), cycles, warp, endpoint, after)
+    return Schedule(spec, covered(total))
 
 
 def _phases(values: Sequence[float], ends: Sequence[float], anneal: str, after: str) -> Spec:
@@ -773,7 +799,7 @@ def inverse_sqrt(value: float, timescale: float, *, warmup_steps: int = 0) -> Sc
         Vaswani et al., Attention Is All You Need, arXiv 1706.03762. Zhai et al., Scaling Vision Transformers, arXiv
         2106.04560.
     """
-    spec = ("inverse_sqrt", number("value", value, FINITE), number("timescale", timescale, POSITIVE))
+    spec = ("inverse_power", number("value", value, FINITE), number("timescale", timescale, POSITIVE), 0.5)
     return Schedule(warmed(spec, count("warmup_steps", warmup_steps, 0)), None)
 
 
@@ -820,7 +846,7 @@ def cyclic(
     down = up if step_size_down is None else count("step_size_down", step_size_down)
     choice("mode", mode, MODES)
     gamma = number("gamma", gamma, NOT_NEGATIVE)
-    return Schedule(("cyclic", base, max, float(up), float(down), mode, gamma), None)
+    return Schedule(("cyclic", base, max, float(up), float(down), mode, growth(max - base, gamma)), None)
 
 
 @_maker
@@ -1067,11 +1093,11 @@ def scale(schedule: Schedule, factor: float) -> Schedule:
 
 @_maker
 def shift(schedule: Schedule, steps: int) -> Schedule:
-    """A schedule that begins later: its first value until then.
+    """A schedule that begins later, with its first value until then; or earlier, without its first steps.
 
     Args:
         schedule: What is shifted.
-        steps: By how many steps, at least 0.
+        steps: By how many steps it is later; a negative number: earlier.
 
     Raises:
         ValueError: A number is out of range.
@@ -1080,9 +1106,11 @@ def shift(schedule: Schedule, steps: int) -> Schedule:
     Example:
         >>> shift(linear(1.0, 0.0, 4), 2)(range(7))
         array([1.  , 1.  , 1.  , 0.75, 0.5 , 0.25, 0.  ])
+        >>> shift(linear(1.0, 0.0, 4), -1)(range(4))
+        array([0.75, 0.5 , 0.25, 0.  ])
     """
-    spec = ("shift", spec_of("schedule", schedule), float(count("steps", steps, 0)))
-    return Schedule(spec, None if schedule.steps is None else schedule.steps + steps)
+    spec = ("shift", spec_of("schedule", schedule), float(integer("steps", steps, -WHOLE, WHOLE)))
+    return Schedule(spec, None if schedule.steps is None else max(schedule.steps + steps, 1))
 
 
 @_maker
@@ -1100,11 +1128,37 @@ def chain(*schedules: Schedule) -> Schedule:
         >>> chain(step(1.0, 2, 0.5), linear(1.0, 0.0, 4))(range(5))
         array([1.   , 0.75 , 0.25 , 0.125, 0.   ])
     """
+    return Schedule(("product", _specs(schedules)), _longest(schedules))
+
+
+@_maker
+def add(*schedules: Schedule) -> Schedule:
+    """The sum of schedules; `one + other` is the same, and `schedule + 0.1` is `add(schedule, constant(0.1))`.
+
+    Args:
+        schedules: At least one. The sum covers as many steps as the longest one that has an end.
+
+    Raises:
+        ValueError: There is none.
+        TypeError: An argument is no schedule.
+
+    Example:
+        >>> add(linear(1.0, 0.0, 4), step(0.5, 2, 0.5))(range(5))
+        array([1.5  , 1.25 , 0.75 , 0.5  , 0.125])
+        >>> 0.1 + linear(1.0, 0.0, 4)
+        add(linear(1.0, 0.0, 4), constant(0.1))
+    """
+    return Schedule(("sum", _specs(schedules)), _longest(schedules))
+
+
+def _specs(schedules: Sequence[Schedule]) -> tuple[Spec, ...]:
     if not schedules:
         raise ValueError("schedules must be at least one, got none")
-    specs = tuple(spec_of(f"schedules[{i}]", schedule) for i, schedule in enumerate(schedules))
-    ends = [schedule.steps for schedule in schedules if schedule.steps is not None]
-    return Schedule(("product", specs), max(ends, default=None))
+    return tuple(spec_of(f"schedules[{i}]", schedule) for i, schedule in enumerate(schedules))
+
+
+def _longest(schedules: Sequence[Schedule]) -> int | None:
+    return max((schedule.steps for schedule in schedules if schedule.steps is not None), default=None)
 
 
 @_maker
@@ -1166,7 +1220,8 @@ def parse(text: str, **names: float) -> Schedule:
     """The schedule that a text says: the repr of one, or what a user writes into a config file or a command line.
 
     Only calls of the functions of this module and of `presets` are understood, with numbers, `True`, `False`, `None`,
-    strings, lists, tuples, dicts, names that are given here, and the operators `+ - * / // **`. Nothing is run.
+    strings, lists, tuples, dicts, names that are given here, and the operators `+ - * / // **` between numbers, `+` and
+    `*` also between schedules. Nothing is run.
 
     Args:
         text: Such as `"warmup_cosine(lr, steps=total, warmup_steps=5 * epoch)"`.
@@ -1192,7 +1247,10 @@ def parse(text: str, **names: float) -> Schedule:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"text must be one expression, such as cosine(0.1, steps=1000), got {text!r}") from error
-    value = _Reader(text, names).read(tree.body)
+    try:
+        value = _Reader(text, names).read(tree.body)
+    except RecursionError:
+        raise ValueError(f"text must not be nested so deeply, got {text[:60]!r}...") from None
     if not isinstance(value, Schedule):
         raise ValueError(f"text must say a schedule, such as constant(0.1), got {text!r}, which is {value!r}")
     return value
@@ -1238,13 +1296,20 @@ class _Reader:
         return tuple(self.read_List(node))
 
     def read_Dict(self, node: Any) -> dict[Any, Any]:  # noqa: N802
-        return {self.key(key): self.read(item) for key, item in zip(node.keys, node.values, strict=True)}
+        items = [(self.key(key), self.read(item)) for key, item in zip(node.keys, node.values, strict=True)]
+        self.once(node, [repr(key) for key, _ in items])
+        return dict(items)
 
     def key(self, node: Any) -> Any:
         value = None if node is None else self.read(node)
         if not isinstance(value, (int, float, str)):
             raise ValueError(f"text may have dicts with numbers or strings as keys only, got {self.text!r}")
         return value
+
+    def once(self, node: Any, names: list[str]) -> None:
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"text must give {name} once, got {self.source(node)!r} in {self.text!r}")
 
     def read_UnaryOp(self, node: Any) -> Any:  # noqa: N802
         return self.number("-", lambda x: -x, node, node.operand) if self.is_a(node.op, "USub") else self.unknown(node)
@@ -1260,6 +1325,7 @@ class _Reader:
         if name not in MAKERS:
             known = ", ".join(name for name in MAKERS if "_" not in name or not name.startswith(PEERS))
             raise ValueError(f"text may call {known} and the presets; got {name!r} in {self.text!r}")
+        self.once(node, [str(keyword.arg) for keyword in node.keywords if keyword.arg is not None])
         args = [self.read(argument) for argument in node.args]
         kwargs = {}
         for keyword in node.keywords:
@@ -1273,7 +1339,7 @@ class _Reader:
 
     def number(self, symbol: str, function: Callable[..., Any], node: Any, *operands: Any) -> Any:
         values = [self.read(operand) for operand in operands]
-        if not all(_is_number(x) or (symbol == "*" and isinstance(x, Schedule)) for x in values):
+        if not all(_is_number(x) or (symbol in ("+", "*") and isinstance(x, Schedule)) for x in values):
             raise ValueError(f"{symbol} must stand between numbers, got {self.source(node)!r} in {self.text!r}")
         try:
             return function(*values)

@@ -42,6 +42,7 @@ from ._schedule import (
     cyclic,
     exponential,
     flag,
+    growth,
     inverse_sqrt,
     join,
     linear,
@@ -64,6 +65,7 @@ from ._schedule import (
 P = ParamSpec("P")
 
 ABOVE_ZERO_TO_ONE = Limit(5e-324, 1.0, "above 0 and at most 1")
+ABOVE_ZERO_BELOW_ONE = Limit(5e-324, 1.0, "above 0 and below 1", closed=False)
 
 __all__: list[str] = []
 
@@ -596,6 +598,14 @@ def _waves(lr: float, low: float, steps: int, num_cycles: float) -> Schedule:
     return Schedule(ramp(lr, low, steps / (2 * cycles), "cosine", after="extend"), steps)
 
 
+def _min_lr(lr: float, min_lr: float | None, min_lr_rate: float | None) -> float:
+    if (min_lr is None) == (min_lr_rate is None):
+        raise ValueError(f"one of min_lr and min_lr_rate must be given, got {min_lr!r} and {min_lr_rate!r}")
+    if min_lr is not None:
+        return number("min_lr", min_lr, NOT_NEGATIVE)
+    return lr * number("min_lr_rate", min_lr_rate, NOT_NEGATIVE)
+
+
 @_preset
 def transformers_cosine(lr: float, num_warmup_steps: int, num_training_steps: int, num_cycles: float = 0.5) -> Schedule:
     """`transformers.get_cosine_schedule_with_warmup`, which swings back up after `num_training_steps`.
@@ -622,15 +632,40 @@ def transformers_cosine_with_min_lr(
         >>> transformers_cosine_with_min_lr(1.0, 2, 4, min_lr=0.5)(range(6))
         array([0.  , 0.5 , 1.  , 0.75, 0.5 , 0.75])
     """
-    lr = number("lr", lr, FINITE)
-    if (min_lr is None) == (min_lr_rate is None):
-        raise ValueError(f"one of min_lr and min_lr_rate must be given, got {min_lr!r} and {min_lr_rate!r}")
-    if min_lr is not None:
-        low = number("min_lr", min_lr, NOT_NEGATIVE)
-    else:
-        low = lr * number("min_lr_rate", min_lr_rate, NOT_NEGATIVE)
+    lr, low = number("lr", lr, FINITE), _min_lr(lr, min_lr, min_lr_rate)
     warm, total = count("num_warmup_steps", num_warmup_steps, 0), count("num_training_steps", num_training_steps, 0)
     return _hugging_face(_waves(lr, low, max(1, total - warm), num_cycles), warm)
+
+
+@_preset
+def transformers_cosine_warmup_with_min_lr(
+    lr: float,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    num_cycles: float = 0.5,
+    min_lr: float | None = None,
+    min_lr_rate: float | None = None,
+    warmup_lr_rate: float | None = None,
+) -> Schedule:
+    """`transformers.get_cosine_with_min_lr_schedule_with_warmup_lr_rate`: down to its end at the last step.
+
+    The warmup goes from `lr * warmup_lr_rate`, or `lr / num_warmup_steps`, to `lr` at its last step, and the cosine
+    begins one step after its peak.
+
+    Example:
+        >>> transformers_cosine_warmup_with_min_lr(1.0, 2, 4, min_lr=0.5)(range(6))
+        array([0.5 , 1.  , 0.75, 0.5 , 0.75, 1.  ])
+    """
+    lr, low = number("lr", lr, FINITE), _min_lr(lr, min_lr, min_lr_rate)
+    warm, total = count("num_warmup_steps", num_warmup_steps, 0), count("num_training_steps", num_training_steps, 0)
+    rest = max(1, total - warm)
+    rate = 1.0 / max(warm, 1) if warmup_lr_rate is None else number("warmup_lr_rate", warmup_lr_rate, NOT_NEGATIVE)
+    first = lr * rate
+    fall = ("shift", _waves(lr, low, rest, num_cycles)._spec, -1.0)
+    if not warm:
+        return Schedule(fall, rest)
+    rise = ramp(first, lr, warm - 1) if warm > 1 else ("constant", first)
+    return Schedule(_joined([rise, fall], [warm]), warm + rest)
 
 
 @_preset
@@ -814,7 +849,7 @@ def timm_poly(
     decay = number("cycle_decay", cycle_decay, NOT_NEGATIVE)
     parts, boundaries = [], [0.0]
     for i in range(count("cycle_limit", cycle_limit)):
-        peak = lr * _core.pow(decay, float(i))
+        peak = lr * _core.pow(growth(lr, decay), float(i))
         parts.append(ramp(peak, low, length, power=power, warp=k_decay))
         boundaries.append(boundaries[-1] + length)
         length *= factor
@@ -862,3 +897,76 @@ def timm_multi_step(
     ascending("decay_t", milestones, strictly=False)
     spec = multi_step(lr, [value - 1 for value in milestones], number("decay_rate", decay_rate, NOT_NEGATIVE))._spec
     return Schedule(_timm_warmup(spec, lr, warmup_t, warmup_lr_init, warmup_prefix), None)
+
+
+def _timm_stable(lr: float, low: float, timescale: float, power: float) -> Spec:
+    """`lr (1 + t / timescale)^-power`, but not below `low`."""
+    met = timescale * (_core.pow(low / lr, -1.0 / power) - 1.0) if lr > low > 0 else math.inf
+    if lr <= low or met <= 0:
+        return ("constant", low)
+    fall = ("inverse_power", lr, timescale, power)
+    return _joined([fall, ("constant", low)], [met]) if math.isfinite(met) else fall
+
+
+@_preset
+def timm_wsd(
+    lr: float,
+    t_initial: int,
+    decay_t: int,
+    lr_min: float = 0.0,
+    stable_fn: str = "constant",
+    stable_timescale: float | None = None,
+    stable_power: float = 0.5,
+    decay_fn: str = "1-sqrt",
+    decay_power: float = 0.5,
+    decay_ratio: float = 0.1,
+    warmup_t: int = 0,
+    warmup_lr_init: float = 0.0,
+) -> Schedule:
+    """`timm.scheduler.WSDLRScheduler`: a warmup, a stable phase, a decay in the last `decay_t` of `t_initial` steps.
+
+    `stable_fn` is "constant", "rsqrt" or "power", `decay_fn` "linear", "1-sqrt", "cosine", "power" or "exp"; the peer's
+    functions for `decay_fn` are not taken.
+
+    Example:
+        >>> timm_wsd(1.0, 6, 4, decay_fn="linear", warmup_t=2)(range(9))
+        array([0.  , 0.5 , 1.  , 1.  , 1.  , 0.75, 0.5 , 0.25, 0.  ])
+        >>> timm_wsd(1.0, 9, 1, stable_fn="rsqrt", stable_timescale=1)([0, 3, 8, 9]).round(3)
+        array([1.   , 0.5  , 0.333, 0.   ])
+    """
+    lr, low = number("lr", lr, FINITE), number("lr_min", lr_min, NOT_NEGATIVE)
+    total, down = count("t_initial", t_initial), count("decay_t", decay_t)
+    if down > total:
+        raise ValueError(f"decay_t must be at most t_initial, {total}, which it is a part of, got {decay_t!r}")
+    warm = count("warmup_t", warmup_t, 0)
+    power = number("stable_power", stable_power, POSITIVE)
+    warp, last = number("decay_power", decay_power, POSITIVE), number("decay_ratio", decay_ratio, ABOVE_ZERO_BELOW_ONE)
+    choice("stable_fn", stable_fn, ("constant", "rsqrt", "power"))
+    shapes: dict[str, Spec] = {
+        "linear": ramp(1.0, 0.0, down),
+        "1-sqrt": ramp(1.0, 0.0, down, "sqrt"),
+        "cosine": ramp(1.0, 0.0, down, "cosine"),
+        "power": ramp(1.0, 0.0, down, warp=warp),
+        "exp": (
+            "sum",
+            (
+                ramp(1.0 / (1.0 - last), last / (1.0 - last), down, "exponential"),
+                ("constant", -last / (1.0 - last)),
+            ),
+        ),
+    }
+    decay = shapes[choice("decay_fn", decay_fn, tuple(shapes))]
+    if stable_fn == "constant":
+        stable: Spec = ("constant", max(lr, low))
+    else:
+        if stable_timescale is None and not warm:
+            raise ValueError("stable_timescale must be given where there is no warmup, whose length it is by default")
+        timescale = float(warm) if stable_timescale is None else number("stable_timescale", stable_timescale, POSITIVE)
+        stable = _timm_stable(lr, low, timescale, 0.5 if stable_fn == "rsqrt" else power)
+    # The stable phase goes on under the decay: low + (stable - low) decay.
+    begin = total - down
+    above: Spec = ("sum", (("shift", stable, -float(begin)), ("constant", -low)))
+    fall: Spec = ("sum", (("constant", low), ("product", (above, decay))))
+    spec = _joined([stable, fall], [begin]) if begin else fall
+    rise = ramp(number("warmup_lr_init", warmup_lr_init, FINITE), lr, max(warm, 1))
+    return Schedule(_joined([rise, spec], [warm]) if warm else spec, warm + total)
