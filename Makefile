@@ -45,7 +45,7 @@ $(BIN)/.demo: $(BIN)/.uv pyproject.toml
 	touch $@
 
 $(BIN)/.dev: $(BIN)/.uv pyproject.toml
-	$(UV) --group dev
+	$(UV) --group check
 	touch $@
 
 $(BIN)/.bench: $(BIN)/.uv pyproject.toml

@@ -411,7 +411,7 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_changed(change: Cal
     other = Accumulator(SGD(draw(0)), 4)
     with pytest.raises(ValueError, match="noise_scale"):
         other.load_state_dict(before)
-    with pytest.raises(ValueError, match=r"state_dict must have .*, got list"):
+    with pytest.raises(TypeError, match="state_dict must be a dict that `state_dict` gave, got list"):
         other.load_state_dict([])
 
 
@@ -447,3 +447,132 @@ def test_one_mini_batch_alone_measures_nothing() -> None:
     for value in (1.0, np.nan, 1.0):
         accumulator.step(np.full(2, value))
     assert noise.updates == 0
+
+
+# -- A step is taken once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [1e-200, 1e-308, 1.0])
+def test_no_measurement_fails_after_the_step(weight: float) -> None:
+    """The square of 1 / weight is infinite, and so is the sum of inverses."""
+    w, noise = np.zeros(2), GradientNoiseScale()
+    accumulator = Accumulator(SGD(w, lr=1.0), 2, noise_scale=noise)
+    for _ in range(2):
+        accumulator.step(np.array([1.0, 0.0]), weight)
+        assert accumulator.step(np.array([0.0, 3.0]), weight) is not None
+        assert accumulator.pending == 0
+    np.testing.assert_allclose(w, [-1.0, -3.0], rtol=1e-14)
+
+
+def test_a_measurement_that_fails_does_so_before_the_step() -> None:
+    class Failing(GradientNoiseScale):
+        fails = True
+
+        def update(self, *args: Any) -> float:
+            super().update(*args)
+            if self.fails:
+                raise ValueError("this")
+            return self.value
+
+    w, noise = np.zeros(2), Failing()
+    accumulator = Accumulator(SGD(w, lr=1.0), 2, noise_scale=noise)
+    accumulator.step(np.array([1.0, 0.0]))
+    for call in (lambda: accumulator.step(np.array([0.0, 3.0])), accumulator.flush):
+        with pytest.raises(ValueError, match="this"):
+            call()
+        assert (w.tolist(), noise.updates, accumulator.pending) == ([0, 0], 0, 2)
+    Failing.fails = False
+    accumulator.flush()
+    assert (w.tolist(), noise.updates, accumulator.pending) == ([-0.5, -1.5], 1, 0)
+
+
+def test_a_step_that_fails_is_not_measured() -> None:
+    w, noise = np.zeros(2), GradientNoiseScale()
+    accumulator = Accumulator(SGD(w, lr=lambda step: [-1.0, 1.0][ready]), 2, noise_scale=noise)
+    ready = 0
+    accumulator.step(np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="lr"):
+        accumulator.step(np.array([0.0, 3.0]))
+    assert (noise.updates, accumulator.pending) == (0, 2)
+    ready = 1
+    accumulator.flush()
+    assert (w.tolist(), noise.updates) == ([-0.5, -1.5], 1)
+
+
+def test_a_step_that_is_interrupted_after_it_was_taken_is_not_taken_again() -> None:
+    class Interrupt(BaseException):
+        pass
+
+    class Interrupted(SGD):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            super().step(*args, **kwargs)
+            raise Interrupt
+
+    w = np.zeros(2)
+    accumulator = Accumulator(Interrupted(w, lr=1.0), 1)
+    with pytest.raises(Interrupt):
+        accumulator.step(np.ones(2))
+    assert accumulator.flush() is None
+    assert w.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"gradnorm": True}, TypeError, "step takes grad_scale, grad_norm, update_norm for .*, got 'gradnorm'"),
+        ({"grad_scale": "x"}, TypeError, "grad_scale must be"),
+        ({"grad_scale": math.inf}, ValueError, "grad_scale must be"),
+        ({"weight": 1.7e308}, ValueError, "weight must have a finite sum over the mini-batches"),
+    ],
+)
+def test_bad_options_are_refused_at_once(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
+    w = np.zeros(2)
+    accumulator = Accumulator(SGD(w, lr=1.0), 3)
+    accumulator.step(np.ones(2), 1e308)
+    with pytest.raises(error, match=match):
+        accumulator.step(np.ones(2), **kwargs)
+    assert accumulator.pending == 1
+    if "weight" not in kwargs:
+        with pytest.raises(error, match=match):
+            accumulator.flush(**kwargs)
+        assert accumulator.pending == 1
+
+
+def test_a_group_that_is_added_in_the_middle() -> None:
+    opt = SGD(np.zeros(2), lr=1.0)
+    accumulator = Accumulator(opt, 2)
+    accumulator.step(np.ones(2))
+    opt.add_param_group({"params": np.zeros(3)})
+    for call in (lambda: accumulator.step([np.ones(2), np.ones(3)]), accumulator.flush):
+        with pytest.raises(
+            RuntimeError, match="parameter groups were added after 1 mini-batches were added; call flus"
+        ):
+            call()
+    accumulator.reset()
+    accumulator.step([np.ones(2), np.ones(3)])
+    assert accumulator.step([np.ones(2), np.ones(3)]) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"frozen": 5}, r"state_dict\['frozen'\] must be a list of bools, got 5"),
+        ({"sums": None}, r"state_dict\['sums'\] must be a dict of arrays, got NoneType"),
+        ({"sums": {"b": 1, 2: 3}}, r"state_dict\['sums'\] must have b, w, got b, 2"),
+        ({"sums": {"b": "x", "w": "y"}}, r"state_dict\['sums'\]\['b'\]"),
+        ({"small": 3}, r"state_dict\['small'\] must be a list of pairs, got 3"),
+        ({"small": [3]}, r"state_dict\['small'\]\[0\] must be a pair of numbers, got 3"),
+        ({"small": [["x", 1.0]]}, r"state_dict\['small'\]\[0\]\[0\] must be"),
+        ({"small": [[np.zeros(2), 1.0]]}, r"state_dict\['small'\]\[0\]\[0\] must be"),
+        ({"weight": None}, r"state_dict\['weight'\] must be"),
+        ({"pending": None}, r"state_dict\['pending'\] must be"),
+        ({3: None}, "state_dict must have pending, .*, got pending, .*, 3"),
+    ],
+)
+def test_states_of_wrong_types_are_refused_by_name(change: dict[Any, Any], match: str) -> None:
+    accumulator = Accumulator(SGD(draw(0), lr=1.0), 3)
+    accumulator.step(draw(1))
+    before = accumulator.state_dict()
+    with pytest.raises((TypeError, ValueError), match=match):
+        accumulator.load_state_dict(before | change)
+    assert_same(accumulator.state_dict(), before)

@@ -257,7 +257,7 @@ def test_a_bad_value_of_a_function_stops_the_step():
     ("arguments", "error", "message"),
     [
         ({"grad_scale": math.nan}, ValueError, "grad_scale must be finite, got nan"),
-        ({"grad_scale": "1"}, TypeError, "grad_scale must be a number finite"),
+        ({"grad_scale": "1"}, TypeError, "grad_scale must be a number, finite"),
         ({"max_norm": -1.0}, ValueError, "max_norm must be at least 0"),
         ({"clip_value": math.nan}, ValueError, "clip_value must be at least 0"),
         ({"nonfinite": "ignore"}, ValueError, "nonfinite must be 'propagate', 'skip' or 'raise', got 'ignore'"),
@@ -389,3 +389,19 @@ def test_the_core_has_vector_code_and_no_fused_multiply_add():
     else:
         assert not re.search(r"\bf(n?m(add|sub)|mla|mls)\b", text)
         assert re.search(r"\bfdiv\s+v", text)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, BF16])
+def test_sync_ema(dtype: Any) -> None:
+    params = [{"params": {"w": np.ones(4, dtype)}}, {"params": {"w": np.ones(3, dtype)}}]
+    opt = optim.SGD(params, lr=0.5, ema_decay=0.99)
+    opt.freeze(1)
+    opt.step([{"w": np.ones(4, dtype)}, None])
+    averages = opt.ema
+    for group, value in zip(params, (0.3, 7.0), strict=True):
+        group["params"]["w"][...] = value
+    opt.sync_ema()
+    for ema, group in zip(averages, params, strict=True):
+        np.testing.assert_array_equal(ema["w"], group["params"]["w"].astype(ema["w"].dtype))
+    with pytest.raises(ValueError, match="there is no average of the parameters"):
+        optim.SGD(np.ones(2), lr=1.0).sync_ema()

@@ -197,8 +197,8 @@ def test_batch_size_functions_get_the_epoch() -> None:
         (-3, ValueError, "batch_size(0) must be at least 1, got -3"),
         (float("nan"), ValueError, "batch_size(0) must be finite, got nan"),
         (float("inf"), ValueError, "batch_size(0) must be finite, got inf"),
-        ("8", TypeError, "batch_size(0) must be a number finite, got '8'"),
-        (True, TypeError, "batch_size(0) must be a number finite, got True"),
+        ("8", TypeError, "batch_size(0) must be a number, finite, got '8'"),
+        (True, TypeError, "batch_size(0) must be a number, finite, got True"),
         (11, ValueError, "batch_size must be at most 10, the number of samples, with drop_last=True, got 11"),
     ],
 )
@@ -246,20 +246,100 @@ def test_several_loops_at_once(prefetch: int) -> None:
     assert batches.epoch == 2
 
 
-def test_the_state_follows_the_loop_that_took_a_batch_last() -> None:
+@every_prefetch
+def test_a_look_at_a_batch_does_not_move_the_state_of_a_loop(prefetch: int) -> None:
+    batches = Batches(np.arange(12), batch_size=2, seed=0, prefetch=prefetch)
+    kept = []
+    for i, _ in enumerate(batches):
+        next(iter(batches))
+        assert (batches.state_dict()["epoch"], batches.state_dict()["index"]) == (0, i + 1)
+        kept.append(iter(batches))
+        next(kept[-1])  # also by one that stays alive
+        assert (batches.state_dict()["epoch"], batches.state_dict()["index"]) == (0, i + 1)
+    for loop in kept:
+        loop.close()  # type: ignore[attr-defined]
+    assert (batches.epoch, batches.state_dict()["index"]) == (1, 0)
+    # Nor does a loop that was left open long ago lead one that is further.
+    old = iter(batches)
+    next(old)
+    assert [batches.state_dict()["index"] for _ in batches] == [1, 2, 3, 4, 5, 6]
+    assert batches.epoch == 2
+    old.close()  # type: ignore[attr-defined]
+
+
+def test_the_state_is_that_of_the_loop_that_is_furthest() -> None:
     batches = Batches(np.arange(12), batch_size=3, seed=0)
     outer = iter(batches)
     next(outer), next(outer)
     inner = iter(batches)
     next(inner)
-    assert batches.state_dict()["index"] == 1
-    next(outer)
+    assert batches.state_dict()["index"] == 2
+    next(inner), next(inner)
     assert batches.state_dict()["index"] == 3
     list(inner)
     assert (batches.epoch, batches.state_dict()["index"]) == (1, 0)
     # That epoch is over, whatever the other does.
-    assert len(list(outer)) == 1
+    assert len(list(outer)) == 2
     assert (batches.epoch, batches.state_dict()["index"]) == (1, 0)
+    # One that is closed leads no more.
+    first = iter(batches)
+    next(first), next(first)
+    first.close()  # type: ignore[attr-defined]
+    assert batches.state_dict()["index"] == 2
+    second = iter(batches)
+    next(second)
+    assert batches.state_dict()["index"] == 1
+    assert list(first) == []
+    assert batches.state_dict()["index"] == 1
+
+
+def test_a_loop_that_has_taken_nothing_changes_nothing() -> None:
+    batches = Batches(np.arange(12), batch_size=3, seed=0)
+    for _ in batches:
+        break
+    state = batches.state_dict()
+    waiting = iter(batches)
+    assert batches.state_dict() == state
+    next(waiting)
+    assert batches.state_dict() == state  # it has done one, too
+    batches.epoch = 0
+    next(iter(batches))
+    assert batches.state_dict()["index"] == 1
+
+
+def test_a_loop_has_a_state_of_its_own() -> None:
+    x = np.arange(12)
+    batches = Batches(x, batch_size=3, seed=0)
+    want = list(batches), list(batches)
+    batches.epoch = 0
+    loop: Any = iter(batches)
+    for index in range(4):
+        state = loop.state_dict()
+        assert (state["epoch"], state["index"]) == (0, index)
+        again = Batches(x, batch_size=3, seed=0)
+        again.load_state_dict(state)
+        assert_same(list(again), want[0][index:])
+        next(loop)
+        list(itertools.islice(batches, 3))
+    list(batches), list(batches)  # whole ones
+    assert (loop.state_dict()["epoch"], loop.state_dict()["index"]) == (0, 4)
+    assert list(loop) == []
+    assert (loop.state_dict()["epoch"], loop.state_dict()["index"]) == (1, 0)
+    assert batches.epoch == 2
+    # Set by hand: that counts.
+    batches.epoch = 7
+    assert (loop.state_dict()["epoch"], loop.state_dict()["index"]) == (7, 0)
+
+
+def test_a_loop_from_before_the_position_was_set_has_no_say() -> None:
+    batches = Batches(np.arange(12), batch_size=3, seed=0)
+    loop = iter(batches)
+    next(loop), next(loop)
+    batches.epoch = 0
+    next(loop)
+    assert batches.state_dict()["index"] == 0
+    list(loop)
+    assert batches.epoch == 0
 
 
 def test_a_loop_keeps_its_epoch() -> None:
@@ -360,7 +440,7 @@ def test_state_after_a_break_is_where_the_loop_was_left(prefetch: int) -> None:
     assert_same(next(iter(again)), whole[4])
     assert again.state_dict()["index"] == 5
     iter(again)
-    assert again.state_dict()["index"] == 4
+    assert again.state_dict()["index"] == 5
     assert_same(list(again), whole[4:])
     assert len(list(again)) == 10
     # The same after an exception in the body.
@@ -443,9 +523,51 @@ def test_states_with_a_batch_size_that_changes() -> None:
     batches.load_state_dict(state)
     with pytest.raises(ValueError, match="after the end"):
         iter(batches)
-    middle = batches.state_dict() | {"epoch": 1, "index": 1, "batch_size": 3}
-    with pytest.raises(ValueError, match="batch_size was 3 when the state was saved, and is 4 here"):
-        batches.load_state_dict(middle)
+    for bad, error, message in [
+        ({"batch_size": 0}, ValueError, "state_dict['batch_size'] must be an integer at least 1, got 0"),
+        ({"batch_size": None}, TypeError, "state_dict['batch_size'] must be an integer at least 1, got None"),
+        ({"batch_size": 4, "index": 5}, ValueError, "state_dict['index'] must be from 0 to 4, got 5"),
+        ({"index": 0, "batch_size": 4}, ValueError, "batch_size was 4 when the state was saved, and is 'function'"),
+    ]:
+        with pytest.raises(error, match=re.escape(message)):
+            batches.load_state_dict(state | {"epoch": 1, "index": 1} | bad)
+
+
+def test_an_epoch_keeps_its_batch_size_while_the_function_changes() -> None:
+    size = 2
+
+    def plateau(epoch: int) -> int:
+        return size
+
+    def make() -> Batches:
+        return Batches(np.arange(12), batch_size=plateau, seed=0)
+
+    batches, states, seen = make(), [], []
+    for batch in batches:
+        seen.append(batch)
+        states.append(batches.state_dict())
+        assert len(batches) == 6
+        if len(seen) == 2:
+            size = 4
+    assert [(state["index"], state["batch_size"]) for state in states] == [(i + 1, 2) for i in range(6)]
+    assert len(batches) == 3
+    for i, state in enumerate(states):
+        again = make()
+        again.load_state_dict(state)
+        assert len(again) == 6
+        assert again.state_dict() == state
+        # A look changes nothing here, too.
+        next(iter(again), None)
+        again.load_state_dict(state)
+        assert_same(list(again), seen[i + 1 :])
+        assert [len(batch) for (batch,) in again] == [4, 4, 4]
+    # After a break the epoch begins anew, with the size of then.
+    size = 2
+    again = make()
+    next(iter(again))
+    size = 6
+    assert len(again) == 2
+    assert [len(batch) for (batch,) in again] == [6, 6]
 
 
 def test_the_epoch_can_be_set() -> None:
@@ -697,6 +819,33 @@ def test_transforms_may_change_their_arrays_but_not_the_data(tmp_path: Path) -> 
         for batch in Batches(writable, x, file, **({"batch_size": 3, "transform": transform} | options)):
             assert all((array == 0).all() for array in batch)
         assert_same(writable, x)
+
+
+class View:
+    """An array of another library: its slices are views, and no NumPy arrays."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def __getitem__(self, key: Any) -> View:
+        return View(self.array[key])
+
+
+@pytest.mark.parametrize("options", [{"shuffle": False, "batch_size": 3}, {"batch_size": None}, {"seed": 0}])
+def test_transforms_do_not_get_views_of_other_arrays(options: dict[str, Any]) -> None:
+    x = np.arange(8.0)
+
+    def transform(key: BatchKey, part: View) -> np.ndarray:
+        part.array *= -1
+        return part.array
+
+    whole = np.concatenate([batch for (batch,) in Batches(View(x), transform=transform, **options)])
+    assert_same(np.sort(-whole), np.arange(8.0))
+    assert_same(x, np.arange(8.0))
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -1268,9 +1417,15 @@ def test_split_of_kinds_of_arrays(kind: str, tmp_path: Path) -> None:
         ),
         ((X,), {"fractions": (1.0,)}, ValueError, "fractions[0] must be above 0 and below 1, got 1.0"),
         ((X,), {"fractions": (0.5, 0.7, -0.2)}, ValueError, "fractions[2] must be above 0 and below 1, got -0.2"),
-        ((X,), {"fractions": (0.5, "x")}, TypeError, "fractions[1] must be a number above 0 and below 1, got 'x'"),
+        ((X,), {"fractions": (0.5, "x")}, TypeError, "fractions[1] must be a number, above 0 and below 1, got 'x'"),
         ((X,), {"fractions": (0.99, 0.01)}, ValueError, "fractions[1] must give its part at least 1 of 6 samples"),
         ((X,), {"stratify": [0, 1]}, ValueError, "stratify must be labels of shape (6,), got shape (2,)"),
+        (
+            (X,),
+            {"stratify": np.ma.masked_equal(range(6), 2)},
+            TypeError,
+            "stratify is a masked array, whose mask would",
+        ),
         ((X,), {"stratify": X}, ValueError, "stratify must be labels of shape (6,), got shape (6, 2)"),
     ],
 )

@@ -462,19 +462,105 @@ def test_float_types_are_converted_and_others_must_be_the_same(have: Any, given:
         assert report.mismatched == {"x": f"must be {np.dtype(have)}, got {np.dtype(given)}"}
 
 
-def test_a_number_that_the_type_cannot_hold_is_infinite_without_a_warning() -> None:
-    target = np.zeros(1, F32)
-    train.load_matching({"x": target}, {"x": np.array([1e300])})
-    assert target[0] == np.inf
+@pytest.mark.parametrize(
+    ("have", "value", "shown"),
+    [
+        (F32, np.array([1.0, 1e300]), "float32, got 1e+300"),
+        (F32, np.array([1.0, -1e39]), "float32, got -1e+39"),
+        (np.float16, np.array([7e4, 1.0], F32), "float16, got 70000.0"),
+        (np.float16, np.array([1e5, 1.0], BF16), "float16, got 99840.0"),
+        (BF16, np.array([3.4e38, 3.4e38], F32), "bfloat16, got 3.3999999521443642e+38"),
+    ],
+    ids=repr,
+)
+def test_a_number_that_the_type_cannot_hold_does_not_fit(have: Any, value: np.ndarray, shown: str) -> None:
+    target = {"x": np.zeros(2, have), "y": np.zeros(1)}
+    report = train.load_matching(target, {"x": value, "y": np.ones(1)})
+    assert report == (("y",), (), (), {"x": f"must fit into {shown}"})
+    assert_same(target, {"x": np.zeros(2, have), "y": np.ones(1)})
+    with pytest.raises(ValueError, match=r"at least one array that fits .*(.|\n)*x \(must fit into"):
+        train.load_matching({"x": target["x"]}, {"x": value})
 
 
-def test_bfloat16_comes_back_from_np_load(tmp_path: Path) -> None:
-    values = draw(0, 4).astype(BF16)
+def test_what_is_not_finite_already_is_loaded() -> None:
+    target = np.zeros(3, np.float16)
+    train.load_matching({"x": target}, {"x": np.array([np.inf, -np.inf, np.nan])})
+    assert_same_bits(target, np.array([np.inf, -np.inf, np.nan], np.float16))
+
+
+@pytest.mark.parametrize("have", [BF16, F32, np.float64, np.float16], ids=str)
+def test_bfloat16_comes_back_from_np_load(tmp_path: Path, have: Any) -> None:
+    values = draw(0, 3, 4).astype(BF16)[:, ::2]
     np.savez(tmp_path / "w.npz", x=values)
-    target = {"x": np.zeros(4, BF16)}
+    target = {"x": np.zeros((3, 2), have)}
     with np.load(tmp_path / "w.npz") as file:
+        assert file["x"].dtype.str == "|V2"
         train.load_matching(target, file)
-    assert_same_bits(target["x"], values)
+    assert_same_bits(target["x"], values.astype(have))
+    with pytest.raises(ValueError, match=r"x \(must be int64, got \|V2\)"):
+        train.load_matching({"x": np.zeros((3, 2), int)}, {"x": values.view("V2")})
+
+
+def shared() -> dict[str, np.ndarray]:
+    """Arrays that overlap in memory in different ways."""
+    flat = np.zeros(6)
+    return {
+        "all": flat,
+        "same": flat,
+        "back": flat[::-1],
+        "even": flat[::2],
+        "odd": flat[1::2],
+        "rest": flat[4:],
+        "bits": flat[:2].view(np.int64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "pair"),
+    [
+        ({"all": np.arange(6.0), "same": np.arange(6.0)}, None),
+        ({"all": np.full(6, np.nan), "same": np.full(6, np.nan), "back": np.full(6, np.nan)}, None),
+        ({"all": np.arange(6.0), "back": np.arange(6.0)[::-1], "even": [0.0, 2.0, 4.0], "rest": [4.0, 5.0]}, None),
+        ({"even": [1.0, 2.0, 3.0], "odd": [4.0, 5.0, 6.0]}, None),
+        ({"all": np.full(6, 2.0, F32), "same": np.full(6, 2.0)}, None),
+        ({"all": np.ones(6), "bits": np.array([0x3FF0000000000000] * 2)}, None),
+        ({"all": np.arange(6.0), "same": np.zeros(6)}, ("all", "same")),
+        ({"all": np.arange(6.0), "back": np.arange(6.0)}, ("all", "back")),
+        ({"even": [1.0, 2.0, 3.0], "odd": [4.0, 5.0, 6.0], "rest": [3.0, 5.0]}, ("odd", "rest")),
+        ({"even": [1.0, 2.0, 3.0], "rest": [4.0, 5.0]}, ("even", "rest")),
+        ({"all": np.zeros(6), "same": np.full(6, -0.0)}, ("all", "same")),
+        ({"all": np.ones(6), "bits": np.array([1, 1])}, ("all", "bits")),
+    ],
+)
+def test_targets_that_share_memory_must_get_the_same_values(values: dict[str, Any], pair: Any) -> None:
+    target = shared() | {"x": np.zeros(2)}
+    state_dict = {name: np.asarray(value) for name, value in values.items()} | {"x": np.ones(2)}
+    if pair is None:
+        report = train.load_matching(target, state_dict)
+        assert set(report.loaded) == set(state_dict)
+        for name, value in state_dict.items():
+            np.testing.assert_array_equal(target[name], value)
+        return
+    with pytest.raises(
+        ValueError, match="target\\['{}'\\] and target\\['{}'\\] overlap in memory".format(*sorted(pair))
+    ):
+        train.load_matching(target, state_dict)
+    assert not target["all"].any()
+    assert not target["x"].any()
+
+
+@pytest.mark.parametrize("dtype", [F32, np.int64, np.int8, bool])
+@pytest.mark.parametrize(("shape", "strides"), [((3,), (0,)), ((2, 2), (1, 1)), ((2, 3), (0, 1))])
+def test_targets_whose_elements_share_memory_are_refused(dtype: Any, shape: Any, strides: Any) -> None:
+    memory = np.zeros(8, dtype)
+    wide = [stride * memory.itemsize for stride in strides]
+    target = np.lib.stride_tricks.as_strided(memory, shape, wide, writeable=True)
+    with pytest.raises(ValueError, match=r"target\['n'\] has several elements at the same address \(strides"):
+        train.load_matching({"n": target, "x": np.zeros(1)}, {"n": np.ones(shape, dtype), "x": np.ones(1)})
+    assert not memory.any()
+    for good in (memory[::-2], memory.reshape(2, 4).T, memory.reshape(2, 4)[:, :1], memory[:0]):
+        train.load_matching({"n": good, "x": np.zeros(1)}, {"n": np.ones_like(good), "x": np.ones(1)})
+        assert good.all()
 
 
 def test_tensors_of_torch_are_taken() -> None:
@@ -485,6 +571,11 @@ def test_tensors_of_torch_are_taken() -> None:
     assert_same_bits(layer.params["weight"], other.weight.detach().numpy())
     with pytest.raises(TypeError, match=r"state_dict\['weight'\] must be an array, got Parameter"):
         train.load_matching(layer, {"weight": other.weight})
+    half = other.to(torch.bfloat16).state_dict()
+    with pytest.raises(TypeError, match=r"state_dict\['weight'\] is a tensor of bfloat16, .* give it as .float\(\)"):
+        train.load_matching(layer, half)
+    train.load_matching(layer, {name: tensor.float() for name, tensor in half.items()})
+    assert_same_bits(layer.params["weight"], other.weight.detach().float().numpy())
 
 
 def test_nested_dicts_have_dotted_names() -> None:
@@ -714,3 +805,37 @@ def test_gradients_of_a_frozen_group_may_be_left_out() -> None:
 def test_gradients_that_fit_no_groups_are_refused(groups: Any, grads: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         train.group_grads(groups, grads)
+
+
+# -- Names and sizes out of the ordinary -------------------------------------------------------------------------------
+
+
+def test_a_whole_name_means_itself() -> None:
+    params = [{"params": {name: np.ones(1)}} for name in ("x[0]", "x0", "*", "a.b\\c", "?")]
+    opt = SGD(params, lr=1.0)
+
+    def frozen() -> list[int]:
+        return [i for i, group in enumerate(opt.param_groups) if group.frozen]
+
+    for pattern, want in [("x[0]", [0]), ("x0", [1]), ("x[[]0]", [0]), ("x[01]", [1]), ("?", [4]), ("a.b\\c", [3])]:
+        opt.freeze(pattern)
+        assert frozen() == want
+        opt.unfreeze()
+        opt.freeze(list(range(5)))
+        opt.unfreeze(pattern)
+        assert frozen() == [i for i in range(5) if i not in want]
+        opt.unfreeze([*range(5)])
+    with pytest.raises(
+        ValueError, match=r"got 'y\[0\]'; there are .*; in a pattern \[ab\] is an a or a b, and \[\[\] a"
+    ):
+        opt.freeze("y[0]")
+    with pytest.raises(ValueError, match=r"got 'y'; there are 'x\[0\]', 'x0', .*'\?'$"):
+        opt.freeze("y")
+
+
+def test_a_decay_that_is_too_large_for_the_layers() -> None:
+    params = {f"{i}.w": np.ones(1) for i in range(800)}
+    with pytest.raises(ValueError, match=r"decay must be small enough for 800 layers, but 2.6 \*\* 799 is too large"):
+        train.layer_groups(params, 0.1, decay=2.6)
+    assert len(train.layer_groups(params, 0.1, decay=2.0 ** (1 / 2))) == 800
+    assert len(train.layer_groups(params, 0.1)) == 800

@@ -8,6 +8,7 @@ import itertools
 import math
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -590,3 +591,85 @@ def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_repr() -> None:
     assert repr(curve([1.0, 0.5])) == "LRFind(2 learning rates from 1e-07 to 10; the sweep came to its end)"
+
+
+def test_a_loss_that_is_constant_but_for_rounding_never_fell() -> None:
+    rng = np.random.default_rng(0)
+    lrs = np.geomspace(1e-6, 1.0, 100)
+    for scale in (1.0, -1e6, 1e-20):
+        losses = scale * (1 + 1e-7 * rng.uniform(-1, 1, 100))
+        found = LRFind(lrs, losses, losses, "", 100)
+        for method in METHODS:
+            with pytest.raises(ValueError, match="the loss never fell between"):
+                found.suggest(method)
+        losses = losses - abs(scale) * np.geomspace(1e-8, 1e-4, 100)
+        assert LRFind(lrs, losses, losses, "", 100).suggest() > 0
+
+
+def test_frozen_groups_have_no_say() -> None:
+    params = [np.ones(2), np.ones(3), np.ones(4)]
+    opt = SGD([{"params": p, "lr": lr} for p, lr in zip(params, (100.0, 0.5, 0.1), strict=True)])
+    opt.freeze(0)
+    seen: list[list[float]] = []
+
+    def step(x: Any) -> float:
+        seen.append([group["lr"] for group in opt.param_groups])
+        opt.step([None, np.ones(3), np.ones(4)])
+        return 1.0
+
+    found = lr_find(step, [0], opt, state={}, num=3, min_lr=1.0, max_lr=4.0)
+    np.testing.assert_allclose(seen, [[100.0, lr, lr / 5] for lr in found.lrs], rtol=1e-12)
+    np.testing.assert_allclose(found.lrs, [1.0, 2.0, 4.0], rtol=1e-12)
+    assert [group["lr"] for group in opt.param_groups] == [100.0, 0.5, 0.1]
+    opt.freeze("*")
+    with pytest.raises(RuntimeError, match="all parameter groups are frozen"):
+        lr_find(step, [0], opt, state={}, num=3)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_refuses_keeps_nothing_else_from_being_put_back(fails: bool) -> None:
+    class Grows:
+        """Refuses what it was."""
+
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None:
+            raise ValueError("this one refuses")
+
+    class Batches:
+        def __iter__(self) -> Any:
+            return self.Loop()
+
+        class Loop(Iterator[int]):
+            def __next__(self) -> int:
+                return 0
+
+            def close(self) -> None:
+                raise OSError("a thread is stuck")
+
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    w = np.ones(2)
+    opt = SGD(w, lr=0.25, momentum=0.5)
+
+    def step(x: Any) -> float:
+        opt.step(np.ones(2))
+        if opt.steps == 3 and fails:
+            raise ZeroDivisionError
+        return float(rng.random())
+
+    for batches, error in [([0], ValueError), (Batches(), OSError)]:
+        with pytest.raises(error) as caught:
+            lr_find(step, batches, opt, state={"a": Grows(), "rng": rng} if batches == [0] else {"rng": rng}, num=5)
+        assert isinstance(caught.value.__context__, ZeroDivisionError) == fails
+        assert (w.tolist(), opt.steps, opt.param_groups[0]["lr"]) == ([1, 1], 0, 0.25)
+        assert opt.state_dict()["state"][""]["momentum_buffer"].tolist() == [0, 0]
+    assert rng.bit_generator.state == before
+
+
+def test_the_valley_of_many_points_is_found_quickly() -> None:
+    losses = np.arange(100_000, 0, -1.0)
+    start = time.monotonic()
+    assert _valley(losses) == 49_998
+    assert time.monotonic() - start < 5

@@ -875,7 +875,7 @@ def test_wrong_types(case: Case):
         (lambda: nn.BatchNorm2d(4, momentum=1.5), ValueError, "momentum must be from 0 to 1, got 1.5"),
         (lambda: nn.InstanceNorm2d(4, momentum=None), TypeError, "momentum must be a number"),
         (lambda: nn.Dropout(1.5, seed=0), ValueError, "p must be from 0 to 1, got 1.5"),
-        (lambda: nn.Dropout("0.5", seed=0), TypeError, "p must be a number from 0 to 1"),
+        (lambda: nn.Dropout("0.5", seed=0), TypeError, "p must be a number, from 0 to 1"),
         (lambda: nn.Dropout(0.5), TypeError, "seed"),
         (lambda: nn.Dropout(seed=1 << 64), ValueError, "seed must be below 2**64"),
         (lambda: nn.StochasticDepth(0.5, "col", seed=0), ValueError, "mode must be 'row' or 'batch', got 'col'"),

@@ -23,7 +23,8 @@ import contextvars
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -154,16 +155,19 @@ class Batches:
 
     One `for` loop is one epoch, and one that comes to its end moves `epoch` on by one. After a `break` the next loop
     begins the same epoch anew, so that a look at a batch loses no data. Several loops may run at once, over the same
-    epoch; `epoch` and the state are then shared, and `copy.copy(batches)`, which copies no data, has its own.
+    epoch, which the first to end moves on; `epoch` is then shared, and so is the state, which is that of the loop that
+    is furthest. `copy.copy(batches)`, which copies no data, has its own.
 
     Without `shuffle` batches are views of the arrays, with it copies. Only the rows of a batch are read, so a
     `np.memmap` or a zarr or h5py data set may be larger than memory; the order takes 4 bytes per sample.
 
     Args:
         *arrays: Each of shape (samples, ...), with the same number of samples, at least 1: NumPy arrays, or objects
-            with `.shape` and indexing by slice and (for `shuffle`) by an integer array. They are never written.
+            with `.shape` and indexing by slice and (for `shuffle`, or a `transform` of what is no NumPy array) by an
+            integer array. They are never written.
         batch_size: Samples per batch; the last one may be smaller. A function of the epoch, from 0 (a schedule will
-            do; it is rounded): the batch size of that epoch. `None`: one batch of everything in the given order,
+            do; it is rounded): the batch size of that epoch, asked for when a loop begins, so what a function gives
+            in the midst of an epoch counts from the next one on. `None`: one batch of everything in the given order,
             which is gradient descent without the "stochastic"; it is the arrays themselves.
         shuffle: A new order for each epoch, drawn without replacement.
         seed: 0 to 2**64 - 1. Must be given to shuffle, and for a transform that draws random numbers.
@@ -247,10 +251,14 @@ class Batches:
         if self._transform is not None and not callable(self._transform):
             raise TypeError(f"transform must be a function of a key and the arrays, or None, got {transform!r}")
         self._prefetch = _count("prefetch", prefetch, 0)
-        self._next = (0, 0)
-        """Epoch and batch that the next loop begins with."""
-        self._at = (0, 0)
-        """Where the loop that took a batch last stands. A pair, so that another thread sees both or none change."""
+        self._next = _Position(0, 0)
+        """Where the next loop begins."""
+        self._at = self._next
+        """Where the leading loop stands, or stood."""
+        self._leader: Callable[[], _Loop | None] = _nobody
+        """A weak reference to the leading loop: of those alive the one that is furthest in the epoch."""
+        self._moves = 0
+        """How often the position was set by hand. Loops that are older have no say any more."""
         if not callable(batch_size):
             len(self)  # there must be one
 
@@ -281,7 +289,9 @@ class Batches:
 
     def __len__(self) -> int:
         """The number of batches in an epoch: the one under way, else the one that comes next, also if resumed."""
-        return self._length(self._size(self.epoch))
+        loop = self._leader()
+        size = loop.size if loop is not None and loop.has_say() else self._next.size
+        return self._length(size or self._size(self.epoch))
 
     @property
     def samples(self) -> int:
@@ -291,61 +301,33 @@ class Batches:
     @property
     def epoch(self) -> int:
         """Number of the epoch, from 0, that the next loop goes over. Can be set; that loop then begins at its start."""
-        return self._next[0]
+        return self._next.epoch
 
     @epoch.setter
     def epoch(self, value: int) -> None:
-        self._next = self._at = (integer("epoch", value, 0, MAX_SEED), 0)
+        self._move(_Position(integer("epoch", value, 0, MAX_SEED), 0))
+
+    def _move(self, position: _Position) -> None:
+        """Sets the position by hand."""
+        self._next = self._at = position
+        self._leader = _nobody
+        self._moves += 1
 
     # -- The loop ------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """A loop over the epoch. Several may run at once; the state is that of the one that took a batch last."""
-        epoch, start = position = self._next
-        make = _Epoch(self, epoch)
-        indices = range(start, self._length(make.size))
-        self._at = position
-        return self._loop(make, indices)
-
-    def _loop(self, make: _Epoch, indices: range) -> Iterator[tuple[Any, ...]]:
-        worker = _Prefetch(make, indices, self._prefetch) if self._prefetch else None
-        take = worker.take if worker else make
-        epoch = make.epoch
-        try:
-            if worker:
-                worker.start()
-            for index in indices:
-                batch = take(index)
-                # Before the batch is given out: in the body of the loop it counts as done, and however far the thread
-                # is ahead does not. A loop over an epoch that is no longer the current one has no say.
-                if self._next[0] == epoch:
-                    self._at = (epoch, index + 1)
-                yield batch
-            if self._next[0] == epoch:
-                self._next = self._at = (epoch + 1, 0)
-        finally:
-            if worker:
-                worker.stop()
+        """A loop over the epoch. It changes nothing before it has taken a batch."""
+        return _Loop(self)
 
     # -- Checkpoints ---------------------------------------------------------------------------------------------------
-
-    def _settings(self, epoch: int, index: int) -> dict[str, Any]:
-        """What must be the same for a position to mean the same."""
-        # The size of an epoch that has not begun does not matter, and its function may not be defined there.
-        size = self._batch_size if not callable(self._batch_size) else self._size(epoch) if index else "function"
-        return {
-            "samples": self._samples,
-            "batch_size": size,
-            "shuffle": self._shuffle,
-            "drop_last": self._drop_last,
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """The position: `{"seed", "epoch", "index", "samples", "batch_size", "shuffle", "drop_last"}`.
 
         `index` is the number of batches done in the epoch. In the body of a loop the batch in hand is done, whatever a
         prefetch thread has made ahead. After a `break` or an exception it is still the position where the loop was
-        left, until the next one begins, so that an interrupted run can be saved and resumed.
+        left, until the next one takes a batch, so that an interrupted run can be saved and resumed. A look at a batch
+        in the body of a loop does not change it.
 
         Example:
             >>> import numpy as np
@@ -356,13 +338,43 @@ class Batches:
             >>> batches.state_dict()["epoch"]
             1
         """
-        epoch, index = self._at
-        return {"seed": self._seed, "epoch": epoch, "index": index, **self._settings(epoch, index)}
+        return self._state(self._at, self._seed)
+
+    def _state(self, position: _Position, seed: int | None) -> dict[str, Any]:
+        """`state_dict` for a position."""
+        epoch, index, size = position
+        # The size of an epoch that has not begun does not matter, and its function may not be defined there.
+        own = self._batch_size if not callable(self._batch_size) else size if index else "function"
+        return {
+            "seed": seed,
+            "epoch": epoch,
+            "index": index,
+            "samples": self._samples,
+            "batch_size": own,
+            "shuffle": self._shuffle,
+            "drop_last": self._drop_last,
+        }
+
+    def _coming_state(self) -> dict[str, Any]:
+        """The state of a loop that would begin now."""
+        return self._state(self._next, self._seed)
+
+    # For `ironstep.train`, which must be able to put all back: a state does not say where the next loop would begin.
+
+    def _snapshot(self) -> Any:
+        return self._next, self._at, self._seed, self._leader, self._moves
+
+    def _restore(self, snapshot: Any) -> None:
+        self._next, self._at, self._seed, self._leader, self._moves = snapshot
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_leader": _nobody}  # a copy leads its own loops
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave: the next loop goes on in the middle of that epoch, those after it are whole.
 
-        If all batches of that epoch were done, the next loop gives none and moves `epoch` on. The seed is taken over.
+        If all batches of that epoch were done, the next loop gives none and moves `epoch` on. The seed is taken over,
+        and the batch size of an epoch under way where `batch_size` is a function, whatever that gives now.
 
         Args:
             state_dict: What `state_dict` gave.
@@ -393,17 +405,23 @@ class Batches:
             seed = integer("state_dict['seed']", seed, 0, MAX_SEED)
         epoch = integer("state_dict['epoch']", state_dict["epoch"], 0, MAX_SEED)
         index = _count("state_dict['index']", state_dict["index"], 0)
-        for name, here in self._settings(epoch, index).items():
-            saved = state_dict[name]
-            if isinstance(saved, bool) != isinstance(here, bool) or saved != here:
+        size: int | None = None
+        if index:
+            size = self._size(epoch) if not callable(self._batch_size) else None
+            if size is None:
+                size = _count("state_dict['batch_size']", state_dict["batch_size"], 1)
+        here = self._state(_Position(epoch, index, size), seed)
+        for name in ("samples", "batch_size", "shuffle", "drop_last"):
+            saved, own = state_dict[name], here[name]
+            if isinstance(saved, bool) != isinstance(own, bool) or saved != own:
                 raise ValueError(
-                    f"{name} was {saved!r} when the state was saved, and is {here!r} here; make the Batches as they "
+                    f"{name} was {saved!r} when the state was saved, and is {own!r} here; make the Batches as they "
                     "were, or set `epoch` to begin an epoch with others"
                 )
-        if index:
-            integer("state_dict['index']", index, 0, self._length(self._size(epoch)))
+        if size is not None:
+            integer("state_dict['index']", index, 0, self._length(size))
         self._seed = seed
-        self._next = self._at = (epoch, index)
+        self._move(_Position(epoch, index, size))
 
     def __repr__(self) -> str:
         options = {
@@ -419,13 +437,111 @@ class Batches:
         return f"Batches({', '.join([f'{self._samples} samples', *shown])})"
 
 
+class _Position(NamedTuple):
+    """A place in the order. One object, so that another thread sees all of it change or nothing."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # tuples have a method of that name
+    """Batches done."""
+    size: int | None = None
+    """Samples in a batch of that epoch, if it is known already."""
+
+
+def _nobody() -> None:
+    """Stands for a weak reference to nothing; can be pickled."""
+    return
+
+
+class _Loop(Iterator[tuple[Any, ...]]):
+    """One loop over an epoch, with a position of its own."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self._moves = batches, batches._moves
+        epoch, index, size = batches._next
+        make = _Epoch(batches, epoch, size)
+        self._epoch, self._index, self.size, self._seed = epoch, index, make.size, make.seed
+        self._end = batches._length(make.size)
+        self._begun = self._finished = self._closed = False
+        # It does not refer to this object, so one that nobody refers to any more is gone at once, and its thread too.
+        self._made = _made(make, range(index, self._end), batches._prefetch)
+
+    def __next__(self) -> tuple[Any, ...]:
+        if not self._begun:
+            self._begun = True
+            self._lead()
+        try:
+            batch = next(self._made)
+        except StopIteration:
+            if self._index >= self._end and not self._closed and not self._finished:
+                self._finish()
+            raise
+        # Before the batch is given out: in the body of the loop it counts as done, and however far the thread is ahead
+        # does not.
+        self._index += 1
+        self._lead()
+        return batch
+
+    def _lead(self) -> None:
+        """Tells the batches where it is, unless another loop is as far, or further."""
+        batches = self._batches
+        if self.has_say():
+            leader = batches._leader()
+            if leader is None or leader is self or self._index > leader._index or not leader.has_say():
+                if leader is not self:
+                    batches._leader = weakref.ref(self)
+                batches._at = self._position()
+
+    def has_say(self) -> bool:
+        """Whether it is under way, in the epoch that is the current one."""
+        batches = self._batches
+        over = self._finished or self._closed
+        return not over and self._moves == batches._moves and self._epoch == batches._next.epoch
+
+    def _finish(self) -> None:
+        batches, said = self._batches, self.has_say()
+        self._finished = True
+        if said:
+            batches._next = batches._at = self._position()
+            batches._leader = _nobody
+
+    def _position(self) -> _Position:
+        if self._finished:
+            return _Position(self._epoch + 1, 0)
+        return _Position(self._epoch, self._index, self.size)
+
+    def close(self) -> None:
+        """Ends it where it is, and its thread."""
+        self._closed = True
+        self._made.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of the `Batches`, for this loop; when it is over, that of the loop that comes next."""
+        if self._finished and self._moves != self._batches._moves:
+            return self._batches._coming_state()  # somebody has set it
+        return self._batches._state(self._position(), self._seed)
+
+
+def _made(make: _Epoch, indices: range, ahead: int) -> Generator[tuple[Any, ...], None, None]:
+    """The batches of those numbers."""
+    worker = _Prefetch(make, indices, ahead) if ahead else None
+    take = worker.take if worker else make
+    try:
+        if worker:
+            worker.start()
+        for index in indices:
+            yield take(index)
+    finally:
+        if worker:
+            worker.stop()
+
+
 class _Epoch:
     """Makes the batches of one epoch, by their number. What happens to the `Batches` meanwhile does not matter here."""
 
-    def __init__(self, batches: Batches, epoch: int) -> None:
+    def __init__(self, batches: Batches, epoch: int, size: int | None) -> None:
         self.arrays, self.samples, self.transform = batches._arrays, batches._samples, batches._transform
         self.seed, self.epoch, self.shuffle = batches._seed, epoch, batches._shuffle
-        self.size = batches._size(epoch)
+        self.size = size or batches._size(epoch)
         self.whole = batches._batch_size is None
         self.order: Array | None = None
 
@@ -447,8 +563,10 @@ class _Epoch:
             return batch
         if not self.shuffle:
             indices = np.arange(start, stop, dtype=np.int64)
-            # So that a transform in place does not write the data set.
-            batch = tuple([np.array(part) if isinstance(part, np.ndarray) else part for part in batch])
+            # So that a transform in place does not write the data set. Slices of other arrays may be views too, as
+            # torch's are; what an array of numbers takes is a copy.
+            parts = zip(batch, self.arrays, strict=True)
+            batch = tuple([np.array(p) if isinstance(p, np.ndarray) else array[indices] for p, array in parts])
         result = self.transform(BatchKey(self.seed, self.epoch, index, indices), *batch)
         if result is None or isinstance(result, list):
             raise TypeError(f"transform must return a tuple of arrays or one array, got {type(result).__name__}")
@@ -570,7 +688,7 @@ def split(*arrays: Any, fractions: Sequence[float], seed: int, stratify: Any = N
         A list of parts, each a tuple with a copy of its samples of each array.
 
     Raises:
-        TypeError: An argument has the wrong type.
+        TypeError: An argument has the wrong type, such as a masked array.
         ValueError: The arrays differ in their number of samples, the fractions are not above 0 or do not add up to 1,
             or a part would be empty.
 
@@ -588,6 +706,8 @@ def split(*arrays: Any, fractions: Sequence[float], seed: int, stratify: Any = N
     if stratify is None:
         codes = np.zeros(samples, np.int64)
     else:
+        if isinstance(stratify, np.ma.MaskedArray):
+            raise TypeError("stratify is a masked array, whose mask would get lost; pass its .data, or fill it")
         labels = np.asarray(stratify)
         if labels.shape != (samples,):
             raise ValueError(f"stratify must be labels of shape ({samples},), got shape {labels.shape}")
@@ -628,8 +748,9 @@ def _sizes(samples: int, fractions: Any) -> list[int]:
 def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Small images of handwritten digits, which come with the package.
 
-    1797 images of 8 x 8 pixels by 43 people, about 180 of each digit: the test set of the "Optical Recognition of
-    Handwritten Digits" of the UCI repository, the same as scikit-learn's `load_digits`, with 0 to 1 for its 0 to 16.
+    1797 images of 8 x 8 pixels by 13 people, about 180 of each digit: the test set of the "Optical Recognition of
+    Handwritten Digits" of the UCI repository, whose training set, by 30 other people, is not here. The same images as
+    scikit-learn's `load_digits`, with 0 to 1 for its 0 to 16.
 
     Returns:
         `images`, float32 of shape (1797, 8, 8), from 0 (paper) to 1 (ink), and `labels`, int64 of shape (1797,), the

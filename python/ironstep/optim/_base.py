@@ -27,6 +27,9 @@ SMALL = 1 << 15
 FINITE = Limit(-sys.float_info.max, sys.float_info.max, "finite")
 """Of `grad_scale`, which may have either sign."""
 
+AVERAGED = "the parameters are their average; leave the `with averaged(opt)` block, or validation, first"
+LOOKAHEAD = "the parameters are at the lookahead point; leave the `with opt.lookahead()` block first"
+
 LINE = 64
 """Bytes in a cache line: where arrays that we place begin."""
 
@@ -275,7 +278,8 @@ class Optimizer:
         nonfinite: What to do if a gradient has an infinite or NaN element: `"propagate"` it (torch), `"skip"` the step,
             or `"raise"` a FloatingPointError. In the last two cases nothing is changed.
         ema_decay: Keep an exponential moving average of the parameters, `ema = ema_decay * ema + (1 - ema_decay) * p`
-            after each step, beginning with a copy; see `ema`. It is taken of the new value before that is rounded to
+            after each step, beginning with a copy; see `ema`. After loading parameters by hand call `sync_ema()`. It is
+            taken of the new value before that is rounded to
             float16 or bfloat16, and so is the `update_norm` of a step.
         master_weights: Keep a float32 copy of float16 and bfloat16 parameters, which takes the steps; the parameters
             are its rounded image. After changing such parameters by hand call `sync_master()`.
@@ -342,7 +346,8 @@ class Optimizer:
         self._master: list[Array | None] | None = [] if master_weights else None
         self._ema: list[Array] | None = [] if ema_decay is not None else None
         self._visible = False
-        self._ahead = False
+        self._elsewhere: str | None = None
+        """Where the parameters are for a while, and what to do about it, so that no step is taken there."""
         groups: Any = params if self._grouped else [{"params": params}]
         self._add([dict(group) for group in groups], weight_decay_mask)
 
@@ -454,15 +459,13 @@ class Optimizer:
 
     # -- The step ------------------------------------------------------------------------------------------------------
 
-    def _enter(self) -> None:
+    def _enter(self, averaged: bool = True) -> None:
+        """Takes the lock. `averaged`: whether the parameters may be their average at the moment."""
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this optimiser is in a step on another thread; one optimiser takes one step at a time")
-        if self._ahead:
+        if self._elsewhere and not (averaged and self._elsewhere == AVERAGED):
             self._lock.release()
-            raise self._ahead_error()
-
-    def _ahead_error(self) -> RuntimeError:
-        return RuntimeError("the parameters are at the lookahead point; leave the `with opt.lookahead()` block first")
+            raise RuntimeError(self._elsewhere)
 
     def step(
         self,
@@ -494,7 +497,8 @@ class Optimizer:
                 the nest is another one. The message names it, and nothing was changed.
             TypeError: A gradient is no array of floats.
             FloatingPointError: A gradient is not finite and `nonfinite="raise"`.
-            RuntimeError: Another thread is in a step of this optimiser, or all groups are frozen.
+            RuntimeError: Another thread is in a step of this optimiser, all groups are frozen, or the parameters are
+                elsewhere for a while (`SGD.lookahead`, `train.averaged`, `train.SwapEMA`).
 
         Example:
             >>> import numpy as np
@@ -509,8 +513,8 @@ class Optimizer:
         if not self._lock.acquire(False):
             self._enter()  # Raises, unless the other thread has just left.
         try:
-            if self._ahead:
-                raise self._ahead_error()
+            if self._elsewhere:
+                raise RuntimeError(self._elsewhere)
             steps, groups, around = self._steps, self._groups, self._around
             plan, parts, active = self._plan, self._parts, self._active
             if active is not None:
@@ -589,13 +593,37 @@ class Optimizer:
             [param if copy is None else copy for copy, param in zip(self._master, params, strict=True)]
         )
 
+    def sync_ema(self) -> None:
+        """Sets the averages to the parameters, after weights were loaded into these by hand; else the old ones linger.
+
+        Those of frozen groups too.
+
+        Raises:
+            ValueError: There is no average.
+            RuntimeError: The parameters are their average at the moment.
+        """
+        if self._ema is None:
+            raise ValueError("there is no average of the parameters: make the optimiser with ema_decay=...")
+        self._enter(averaged=False)
+        try:
+            with np.errstate(all="ignore"):
+                for ema, param in zip(self._ema, self._plan.params(), strict=True):
+                    ema[...] = param
+        finally:
+            self._lock.release()
+
     def sync_master(self) -> None:
-        """Sets the float32 copies to the parameters, after these were changed by hand."""
-        self._enter()
+        """Sets the float32 copies to the parameters, after these were changed by hand.
+
+        An element whose copy rounds to it has not changed, and keeps the bits that rounding takes.
+        """
+        self._enter(averaged=False)
         try:
             for master, param in zip(self._tree.flatten(self.master, "master"), self._plan.params(), strict=True):
                 if master is not param:
-                    master[...] = param
+                    with np.errstate(all="ignore"):
+                        same = master.astype(param.dtype).view(np.uint16) == param.view(np.uint16)
+                    np.copyto(master, param, where=~same, casting="unsafe")
         finally:
             self._lock.release()
 
@@ -660,9 +688,9 @@ class Optimizer:
 
         Args:
             pattern: What the names of the parameters must be like, as in `fnmatch`: `"0.*"` is all of layer 0, `"*"`
-                everything. A name is the way to the parameter within its group, joined by dots. Or the number of a
-                group, or a list of patterns and numbers. All parameters of a group must be meant, or none: see
-                `ironstep.train.layer_groups`.
+                everything; a whole name means itself, whatever is in it. A name is the way to the parameter within its
+                group, joined by dots. Or the number of a group, or a list of patterns and numbers. All parameters of a
+                group must be meant, or none: see `ironstep.train.layer_groups`.
 
         Raises:
             ValueError: A pattern is like no name, or like some names of a group but not all. Nothing was changed.
@@ -719,10 +747,14 @@ class Optimizer:
                 raise TypeError(
                     f"pattern must be a string such as '0.*', the number of a group, or a list of them, got {one!r}"
                 )
-            like = [{name for name in own if fnmatchcase(name, one)} for own in names]
+            # A name may have brackets, which as a pattern would not be like itself.
+            like = [{one}.intersection(own) for own in names]
+            if not any(like):
+                like = [{name for name in own if fnmatchcase(name, one)} for own in names]
             if not any(like):
                 known = ", ".join(repr(name) for own in names for name in own)
-                raise ValueError(f"pattern must be like the name of a parameter, got {one!r}; there are {known}")
+                hint = "; in a pattern [ab] is an a or a b, and [[] a bracket" if "[" in one else ""
+                raise ValueError(f"pattern must be like the name of a parameter, got {one!r}; there are {known}{hint}")
             for taken, more in zip(meant, like, strict=True):
                 taken |= more
         for i, (taken, own) in enumerate(zip(meant, names, strict=True)):
@@ -850,4 +882,6 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+        if self._elsewhere == AVERAGED:
+            self._elsewhere = None  # a copy's parameters stay what they are
         self._replan(self._groups, self._decayed, self._state, self._master, self._ema, self._grouped)

@@ -50,7 +50,7 @@ LIMITS: dict[str, Limit] = {
 def number(name: str, value: Any, limit: Limit, otherwise: str = ", or a callable of the step") -> float:
     """The value as a float, or the error that names the argument; `otherwise`: what else it might be."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number {limit.text}{otherwise}, got {value!r}")
+        raise TypeError(f"{name} must be a number, {limit.text}{otherwise}, got {value!r}")
     try:
         x = float(value)
     except OverflowError:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
-from ._base import Arrays, Optimizer, Options
+from ._base import LOOKAHEAD, Arrays, Optimizer, Options
 from ._hyper import NOT_NEGATIVE, NOT_NEGATIVE_OR_INF, UNIT, ParamGroup, Scalar, at
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class SGD(Optimizer):
         for group in self._groups:
             if group.rule != "momentum" or group["nesterov"]:
                 raise ValueError(f"lookahead needs momentum above 0 and nesterov=False, got {group!r}")
-        self._enter()
+        self._enter(averaged=False)
         try:
             # Frozen groups do not move.
             active = [i for i, group in enumerate(self._groups) if not group.frozen]
@@ -163,13 +163,13 @@ class SGD(Optimizer):
             buffers, numbers = [buffer for _, buffer, _ in moving], [i for _, _, i in moving]
             plan = _core.Plan("lookahead", _core.Tree(leaves, "params"), [buffers], numbers)
             plan.step(saved, arguments, *_PLAIN)
-            self._ahead = True
+            self._elsewhere = LOOKAHEAD
         finally:
             self._lock.release()
         try:
             yield
         finally:
-            self._ahead = False
+            self._elsewhere = None
             for leaf, old in zip(leaves, saved, strict=True):
                 leaf[...] = old
 

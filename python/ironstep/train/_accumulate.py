@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,9 @@ from ..optim._base import compute_dtype
 from ..optim._hyper import NOT_NEGATIVE_OR_INF
 from ._diagnostics import GradientNoiseScale, squared_norm, total
 from ._state import count
+
+OPTIONS = ("grad_scale", "grad_norm", "update_norm", "_isa")
+"""What `Optimizer.step` takes besides the gradients."""
 
 
 class Accumulator:
@@ -91,13 +96,16 @@ class Accumulator:
 
         Raises:
             ValueError: The nest or a shape is another one, or the weight is not above 0. Nothing was added.
-            TypeError: A gradient is no array of floats. Nothing was added.
-            RuntimeError: A group was frozen or unfrozen since the last step. Nothing was added.
+            TypeError: A gradient is no array of floats, or `opt.step` has no such argument. Nothing was added.
+            RuntimeError: A group was added, frozen or unfrozen since the last step. Nothing was added.
 
         What the optimiser itself raises comes after the gradients were added: they are kept, and `flush()` tries again,
         while `reset()` drops them.
         """
         weight = number("weight", weight, POSITIVE)
+        if not math.isfinite(self._weight + weight):
+            raise ValueError(f"weight must have a finite sum over the mini-batches, got {weight!r}")
+        _check_options(kwargs)
         arrays = self._checked(grads)
         with np.errstate(all="ignore"):
             for sum_, values in zip(self._sums, arrays, strict=True):
@@ -124,21 +132,46 @@ class Accumulator:
         """
         if not self._pending:
             return None
+        _check_options(kwargs)
         self._same_groups()
-        scale = number("grad_scale", kwargs.pop("grad_scale", 1.0), FINITE) / self._weight
+        scale = float(kwargs.pop("grad_scale", 1.0)) / self._weight
         built = self._tree.build(list(self._sums))
         grads = [built.get(i) for i in range(len(self._frozen))] if self._grouped else built
-        result = self.opt.step(grads, grad_scale=scale, **kwargs)
-        if self.noise_scale is not None and len(self._small) > 1:
-            own = (scale * self._weight) ** 2
-            big = total([squared_norm(sum_) for sum_ in self._sums]) * scale**2
-            self.noise_scale.update(
-                [square * own for square, _ in self._small], big, [weight for _, weight in self._small], self._weight
-            )
+        # Before the step, and in a copy: nothing may fail after it, or it would be taken again.
+        measured = self._measured(scale)
+        before = self.opt._steps
+        try:
+            result = self.opt.step(grads, grad_scale=scale, **kwargs)
+        except BaseException:
+            if self.opt._steps is not before:
+                self.reset()  # Interrupted, but it was taken.
+            raise
         self.reset()
+        if measured is not None:
+            vars(self.noise_scale).update(vars(measured))
         return result
 
+    def _measured(self, scale: float) -> GradientNoiseScale | None:
+        """The noise scale with the measurement that the pending mini-batches are."""
+        if self.noise_scale is None or len(self._small) < 2:
+            return None
+        measured = copy.copy(self.noise_scale)
+        own = scale * self._weight
+        # No powers: those of Python raise an error where a product is infinite, and then left out.
+        measured.update(
+            [square * own * own for square, _ in self._small],
+            total([squared_norm(sum_) for sum_ in self._sums]) * scale * scale,
+            [weight for _, weight in self._small],
+            self._weight,
+        )
+        return measured
+
     def _same_groups(self) -> None:
+        if len(self._frozen) != len(self.opt.param_groups):
+            raise RuntimeError(
+                f"parameter groups were added after {self._pending} mini-batches were added; call flush() before that, "
+                "or reset() now"
+            )
         if self._frozen != [group.frozen for group in self.opt.param_groups]:
             raise RuntimeError(
                 f"groups were frozen or unfrozen after {self._pending} mini-batches were added; call flush() before "
@@ -203,16 +236,21 @@ class Accumulator:
 
         Raises:
             ValueError: Something is missing, unknown or of another shape. Nothing was changed.
+            TypeError: Something is of a wrong type. Nothing was changed.
         """
         names = ["pending", "weight", "frozen", "sums", "small", "noise_scale"]
-        if not isinstance(state_dict, Mapping) or sorted(state_dict) != sorted(names):
-            got = sorted(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
-            raise ValueError(f"state_dict must have {', '.join(names)}, got {got}")
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict that `state_dict` gave, got {type(state_dict).__name__}")
+        if set(state_dict) != set(names):
+            raise ValueError(f"state_dict must have {', '.join(names)}, got {', '.join(map(str, state_dict))}")
         other = Accumulator(self.opt, self.every)
         other._pending = count("state_dict['pending']", state_dict["pending"], 0)
         other._weight = number("state_dict['weight']", state_dict["weight"], POSITIVE if other._pending else FINITE)
         if other._pending:
-            frozen = list(state_dict["frozen"])
+            frozen = state_dict["frozen"]
+            if not isinstance(frozen, (list, tuple)):
+                raise TypeError(f"state_dict['frozen'] must be a list of bools, got {frozen!r}")
+            frozen = list(frozen)
             if len(frozen) != len(self.opt.param_groups) or not all(isinstance(flag, bool) for flag in frozen):
                 raise ValueError(
                     f"state_dict['frozen'] must have a bool for each of the {len(self.opt.param_groups)} groups, got "
@@ -221,7 +259,9 @@ class Accumulator:
             other._begin(frozen)
             sums = state_dict["sums"]
             keys = other._tree.keys()
-            if not isinstance(sums, Mapping) or sorted(sums) != sorted(keys):
+            if not isinstance(sums, Mapping):
+                raise TypeError(f"state_dict['sums'] must be a dict of arrays, got {type(sums).__name__}")
+            if set(sums) != set(keys):
                 raise ValueError(f"state_dict['sums'] must have {', '.join(keys)}, got {', '.join(map(str, sums))}")
             for key, sum_ in zip(keys, other._sums, strict=True):
                 values = array(sums[key], f"state_dict['sums'][{key!r}]")
@@ -232,9 +272,15 @@ class Accumulator:
                     )
                 sum_[...] = values
         small = []
-        for i, (square, weight) in enumerate(state_dict["small"]):
+        if not isinstance(state_dict["small"], (list, tuple)):
+            raise TypeError(f"state_dict['small'] must be a list of pairs, got {state_dict['small']!r}")
+        for i, pair in enumerate(state_dict["small"]):
             where = f"state_dict['small'][{i}]"
-            square = square if square != square else number(f"{where}[0]", square, NOT_NEGATIVE_OR_INF)
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise TypeError(f"{where} must be a pair of numbers, got {pair!r}")
+            square, weight = pair
+            is_nan = isinstance(square, float) and math.isnan(square)
+            square = math.nan if is_nan else number(f"{where}[0]", square, NOT_NEGATIVE_OR_INF)
             small.append((square, number(f"{where}[1]", weight, POSITIVE)))
         if (self.noise_scale is None) != (state_dict["noise_scale"] is None):
             raise ValueError(
@@ -248,3 +294,11 @@ class Accumulator:
 
     def __repr__(self) -> str:
         return f"Accumulator({type(self.opt).__name__}, every={self.every}): {self._pending} pending"
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuses what `Optimizer.step` would refuse, which is called later."""
+    for name in options:
+        if name not in OPTIONS:
+            raise TypeError(f"step takes {', '.join(OPTIONS[:3])} for the optimiser's step, got {name!r}")
+    number("grad_scale", options.get("grad_scale", 1.0), FINITE)

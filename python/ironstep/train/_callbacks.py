@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..functional._arrays import FINITE, NOT_NEGATIVE, POSITIVE, Array, number
+from ..optim._base import AVERAGED
 from . import _state
 from ._history import SIGNS, check_mode
 
@@ -67,7 +68,7 @@ class EarlyStopping:
         start_from_epoch: So many epochs at the beginning are not looked at.
         restore: Of what the best state is kept, in memory that is allocated once, and put back at the end of a run that
             was not broken off: a model, or anything that `save_state` takes. Averaged weights (`SwapEMA`) are kept as
-            averaged.
+            averaged. Optimisers in the `state` of the run then `sync_master`.
         check_finite: Stop at a value that is infinite or NaN.
         stopping_threshold: Stop as soon as a value is better than this.
 
@@ -192,6 +193,8 @@ class EarlyStopping:
     def restore_best(self) -> None:
         """Puts the best state back into `restore`.
 
+        In a loop of your own call `opt.sync_master()` afterwards if the optimiser has `master_weights`.
+
         Raises:
             ValueError: There is none.
         """
@@ -200,14 +203,27 @@ class EarlyStopping:
         _state.restore(self.restore, self._best_state, "restore")
 
     def on_start(self, run: Run) -> None:
-        """Begins anew with a new run; lets a resumed one go on if there is more patience than there was."""
+        """Begins anew with a new run; lets a resumed one go on if it would not be stopped now, else stops it again."""
         self.restored = False
         if run.step == 0:
             self.reset()
-        elif self._why == "patience" and self.wait < self.patience:
+        elif self._why is not None and not self._stands(run):
             if run.reason == self._reason:
                 run.reason = None
             self.stopped_epoch, self._why, self._reason = 0, None, None
+        elif self._why is not None and run._saved_reason != self._reason:
+            # Another callback stopped the run at the same epoch, and came first. It may let the run go on now.
+            reason, save = str(self._reason), self._why != "not finite"
+            run.defer(lambda: run.stop(reason, save=save))
+
+    def _stands(self, run: Run) -> bool:
+        """Whether what stopped the run would stop it now."""
+        if self._why == "patience":
+            return self.wait >= self.patience
+        if self._why == "threshold":
+            value = run.history.rows[-1].get(self.monitor, math.nan) if run.history.rows else math.nan
+            return self.stopping_threshold is not None and self._better(value, self.stopping_threshold, 0.0)
+        return True
 
     def on_epoch(self, run: Run) -> None:
         """Updates, and stops the run."""
@@ -222,6 +238,9 @@ class EarlyStopping:
         if run.status != "failed" and self._has_best_state and self.restore is not None:
             self.restore_best()
             self.restored = True
+            for opt in _optimizers(run.state):
+                if opt._master is not None:
+                    opt.sync_master()
 
     def state_dict(self) -> dict[str, Any]:
         """The count, and the best state."""
@@ -242,7 +261,8 @@ class EarlyStopping:
         """Takes what `state_dict` gave; patience and the like are those of this object.
 
         Raises:
-            ValueError: It is of another metric, or its best state does not fit `restore`. Nothing was changed.
+            ValueError: It is of another metric, or its best state does not fit `restore` or is missing. Nothing was
+                changed.
         """
         _state.same_names(self.state_dict(), state_dict, "an EarlyStopping")
         for name in ("monitor", "mode"):
@@ -250,7 +270,12 @@ class EarlyStopping:
                 raise ValueError(f"{name} must be {state_dict[name]!r} as it was saved, got {getattr(self, name)!r}")
         best_state = state_dict["best_state"] if self.restore is not None else None
         if best_state is not None:
-            _state.check_like(best_state, _state.state_of(self.restore, "restore"), "restore")
+            _state.check_like(best_state, _arrays(self.restore), "restore")
+        elif self.restore is not None and state_dict["best_epoch"]:
+            raise ValueError(
+                f"restore must be None as it was when this was saved: the state of epoch {state_dict['best_epoch']}, "
+                "which was the best, was not kept; leave restore out, or begin the run anew"
+            )
         self.epoch, self.wait, self.best = state_dict["epoch"], state_dict["wait"], state_dict["best"]
         self.best_epoch, self.stopped_epoch = state_dict["best_epoch"], state_dict["stopped_epoch"]
         self._why, self._reason = state_dict["why"], state_dict["reason"]
@@ -259,10 +284,33 @@ class EarlyStopping:
             self._best_state = _state.refreshed(self._best_state, best_state)
 
 
+def _arrays(obj: Any) -> Any:
+    """The nest with its arrays only. Objects with a state judge it when they take it: it may have grown meanwhile."""
+    if isinstance(obj, np.ndarray):
+        return obj
+    if isinstance(obj, Mapping) and not _state.is_stateful(obj):
+        return {key: _arrays(item) for key, item in obj.items()}
+    if isinstance(obj, (list, tuple)) and not _state.is_stateful(obj):
+        return [_arrays(item) for item in obj]
+    return None
+
+
+def _optimizers(obj: Any) -> Iterator[Optimizer]:
+    """Those in a nest of objects."""
+    from ..optim import Optimizer
+
+    if isinstance(obj, Optimizer):
+        yield obj
+    elif isinstance(obj, (Mapping, list, tuple)):
+        for item in obj.values() if isinstance(obj, Mapping) else obj:
+            yield from _optimizers(item)
+
+
 class TerminateOnNaN:
     """Stops a run at a value that is infinite or NaN: of a step's metric at once, else of the epoch's.
 
-    The state of such a step is not worth a checkpoint: `Checkpoint` keeps the one before.
+    The state of such a step is not worth a checkpoint: `Checkpoint` keeps the one before. That may already be on the
+    way there, with weights that are finite but far too large: keep several with `Checkpoint(keep=...)`.
 
     Args:
         monitor: The name of the metric.
@@ -312,19 +360,23 @@ class TimeLimit:
         if not callable(clock):
             raise TypeError(f"clock must be a function that gives seconds, got {clock!r}")
         self._clock = clock
-        self._before = 0.0
         self._began: float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the time so far, for another run."""
+        self._before = 0.0
         self._reason: str | None = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds so far, those before a resume included."""
-        return self._before + (0.0 if self._began is None else self._clock() - self._began)
+        """Seconds so far, those before a resume included. A clock that was set back counts as one that stood."""
+        return self._before + (0.0 if self._began is None else max(0.0, self._clock() - self._began))
 
     def on_start(self, run: Run) -> None:
         """The clock begins to run; a run that the limit stopped goes on if there is more time now."""
         if run.step == 0:
-            self._before, self._reason = 0.0, None
+            self.reset()
         self._began = self._clock()
         if self._reason is not None and self._before < self.seconds:
             if run.reason == self._reason:
@@ -371,7 +423,9 @@ class Checkpoint:
         folder: Where to; it is made if it is not there. It should belong to one run at a time: what a killed run has
             left half written in it is removed.
         every: Save after so many steps too.
-        best: A metric of the epoch; `best.safetensors` is the run after the epoch where it was best. NaN never is.
+        best: A metric of the epoch; `best.safetensors` is the run after the epoch where it was best. NaN never is. With
+            `SwapEMA` it has the weights of the steps in the parameters, and the average, which the metric is of, in the
+            state of the optimiser.
         mode: "min" or "max": which values of `best` are better.
         keep: If above 0, each save is also kept as `step-00001200.safetensors`, and the newest `keep` of these stay.
             Only files of this run are removed.
@@ -422,6 +476,10 @@ class Checkpoint:
         self.keep = _state.count("keep", keep, 0)
         self.last = os.path.join(self.folder, LAST)
         self.best_path = os.path.join(self.folder, BEST)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the best value and which files there are, for another run. The files stay."""
         self.best_value: float | None = None
         self._kept: list[str] = []
         """Numbered files of this run, the oldest first."""
@@ -434,7 +492,7 @@ class Checkpoint:
         os.makedirs(self.folder, exist_ok=True)
         _remove_leftovers(self.folder)
         if run.step == 0:
-            self.best_value, self._kept, self._due = None, [], None
+            self.reset()
         if self._due is not None:
             # What it was resumed from says that these files were to be written next. Perhaps they were not, or those of
             # another Checkpoint were and these were not: the state is that of then, so they are written now.
@@ -545,41 +603,65 @@ def _is_alive(process: int) -> bool:
 
 
 class _Swap:
-    """The parameters of an optimiser, and room for a copy of them."""
+    """The parameters of an optimiser, and room for a copy of them. Those of frozen groups are left alone."""
 
     def __init__(self, opt: Optimizer) -> None:
         _ = opt.ema  # Raises if there is no average.
         self._opt = opt
-        self._copies: list[Array] | None = None
+        self._params: list[Array] = []
+        """Those that are swapped now, or were the last time."""
+        self._copies: list[Array] = []
+        self._before: str | None = None
         self.swapped = False
 
-    def _params(self) -> list[Array]:
-        return self._opt._plan.params()
+    def _active(self) -> list[tuple[Array, Array, Array | None]]:
+        """Each parameter that takes steps, its average, and its full-precision copy, if it has one."""
+        opt = self._opt
+        params = opt._plan.params()
+        every = zip(params, opt._ema or (), opt._master or [None] * len(params), opt._leaf_groups(), strict=True)
+        return [(param, ema, master) for param, ema, master, i in every if not opt._groups[i].frozen]
 
     def average(self) -> None:
-        """Writes the average into the parameters."""
-        with np.errstate(all="ignore"):
-            for param, ema in zip(self._params(), self._opt._ema or (), strict=True):
-                param[...] = ema
+        """Writes the average into the parameters, for good."""
+        self._opt._enter()
+        try:
+            with np.errstate(all="ignore"):
+                for param, ema, master in self._active():
+                    param[...] = ema
+                    if master is not None:
+                        master[...] = param
+        finally:
+            self._opt._lock.release()
 
     def swap(self) -> None:
         """Writes the average into the parameters, and keeps what they were."""
         if self.swapped:
             return
-        params = self._params()
-        if self._copies is None or len(self._copies) != len(params):
-            self._copies = [np.array(param, order="K") for param in params]
-        else:
-            for copy, param in zip(self._copies, params, strict=True):
-                copy[...] = param
-        self.swapped = True
-        self.average()
+        opt = self._opt
+        opt._enter()
+        try:
+            active = self._active()
+            self._params = [param for param, _, _ in active]
+            kept = [(copy.shape, copy.dtype, copy.strides) for copy in self._copies]
+            if kept == [(param.shape, param.dtype, param.strides) for param in self._params]:
+                for copy, param in zip(self._copies, self._params, strict=True):
+                    copy[...] = param
+            else:
+                self._copies = [np.array(param, order="K") for param in self._params]
+            self._before, opt._elsewhere = opt._elsewhere, AVERAGED
+            self.swapped = True
+            with np.errstate(all="ignore"):
+                for param, ema, _ in active:
+                    param[...] = ema
+        finally:
+            opt._lock.release()
 
     def back(self) -> None:
         """Makes the parameters what they were."""
         if self.swapped:
-            for param, copy in zip(self._params(), self._copies or (), strict=True):
+            for param, copy in zip(self._params, self._copies, strict=True):
                 param[...] = copy
+            self._opt._elsewhere = self._before
             self.swapped = False
 
 
@@ -588,7 +670,8 @@ def averaged(opt: Optimizer) -> Iterator[None]:
     """Within the `with` block the parameters are their moving average `opt.ema`; afterwards the same bits as before.
 
     Args:
-        opt: An optimiser with `ema_decay`. Do not step it within the block.
+        opt: An optimiser with `ema_decay`. To step it within the block is a RuntimeError. Parameters of frozen groups
+            stay as they are.
 
     Raises:
         ValueError: It keeps no average.
@@ -622,7 +705,7 @@ class SwapEMA:
     again, before a `Checkpoint` saves, and also if `validate()` raises. Without a `validate` nothing is swapped.
 
     Args:
-        opt: An optimiser with `ema_decay`.
+        opt: An optimiser with `ema_decay`. Parameters of frozen groups stay as they are.
         final: Leave the average in the parameters at the end, unless the run has failed or an `EarlyStopping` has
             restored the best state.
 
@@ -670,8 +753,6 @@ class SwapEMA:
         restored = any(getattr(callback, "restored", False) for callback in run.callbacks)
         if self.final and run.status != "failed" and not restored:
             self._swap.average()
-            if self.opt._master is not None:
-                self.opt.sync_master()
 
 
 # -- Monitors ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
-from ..functional._arrays import FINITE, POSITIVE, Array, array, compute, contiguous, number
+from ..functional._arrays import FINITE, POSITIVE, Array, array, compute, contiguous, is_float, number
 from ..optim._hyper import BELOW_ONE, NOT_NEGATIVE_OR_INF, UNIT
 from ._state import count
 
@@ -121,7 +121,8 @@ class GradientNoiseScale:
         """Takes one measurement into the averages.
 
         Args:
-            small_sq_norms: Squared norm of the gradient of a small batch, or those of several, which are averaged.
+            small_sq_norms: Squared norm of the gradient of a small batch, or those of several (a list, or an array of
+                one axis), which are averaged.
             big_sq_norm: Squared norm of the gradient of the big batch, such as all small ones together.
             small_batch: Samples in a small batch, or in each of them.
             big_batch: Samples in the big batch.
@@ -133,22 +134,16 @@ class GradientNoiseScale:
             ValueError: A squared norm is negative, a batch size is not above 0, there is not one size or as many as
                 norms, or the big batch is not larger than the small ones.
         """
-        norms = [
-            number("small_sq_norms", norm, NOT_NEGATIVE_OR_INF) if norm == norm else math.nan
-            for norm in (small_sq_norms if isinstance(small_sq_norms, (list, tuple)) else [small_sq_norms])
-        ]
-        big_norm = number("big_sq_norm", big_sq_norm, NOT_NEGATIVE_OR_INF) if big_sq_norm == big_sq_norm else math.nan
-        sizes = [
-            number("small_batch", size, POSITIVE)
-            for size in (small_batch if isinstance(small_batch, (list, tuple)) else [small_batch])
-        ]
+        norms = [_square("small_sq_norms", norm) for norm in _several("small_sq_norms", small_sq_norms)]
+        big_norm = _square("big_sq_norm", big_sq_norm)
+        sizes = [number("small_batch", size, POSITIVE) for size in _several("small_batch", small_batch)]
         big = number("big_batch", big_batch, POSITIVE)
         if not norms or len(sizes) not in (1, len(norms)):
             raise ValueError(
                 f"small_batch must be one number or as many as small_sq_norms, {len(norms)}, got {len(sizes)}"
             )
         # E|G_i|^2 = |G|^2 + tr / B_i, so the mean over i belongs to the mean of 1 / B_i.
-        inverse = math.fsum(1.0 / size for size in sizes) / len(sizes)
+        inverse = sum(1.0 / size / len(sizes) for size in sizes)
         if not big * inverse > 1.0:
             raise ValueError(f"big_batch must be larger than small_batch, {small_batch!r}, got {big_batch!r}")
         small_norm = total(norms) / len(norms)
@@ -209,6 +204,20 @@ class GradientNoiseScale:
         return f"GradientNoiseScale(decay={self.decay!r}): {self.value:.4g} after {self.updates} updates"
 
 
+def _several(name: str, values: Any) -> list[Any]:
+    """The numbers that are given, one or more."""
+    if isinstance(values, np.ndarray) and values.ndim:
+        if values.ndim > 1:
+            raise ValueError(f"{name} must be a number, a list, or an array of one axis, got shape {values.shape}")
+        return values.tolist()  # type: ignore[no-any-return]
+    return list(values) if isinstance(values, (list, tuple)) else [values]
+
+
+def _square(name: str, value: Any) -> float:
+    is_nan = isinstance(value, (float, np.floating)) and math.isnan(value)
+    return math.nan if is_nan else number(name, value, NOT_NEGATIVE_OR_INF)
+
+
 class Sharpness(NamedTuple):
     """What `sharpness` found."""
 
@@ -220,6 +229,8 @@ class Sharpness(NamedTuple):
     """The largest that was met within `rho` of the parameters."""
     top_eigenvalue: float | None
     """The largest eigenvalue of the Hessian; None if it was not asked for."""
+    eigenvalue_error: float | None
+    """An eigenvalue of the Hessian is at most this far from `top_eigenvalue`, but for the error of the differences."""
 
 
 def sharpness(
@@ -228,7 +239,7 @@ def sharpness(
     *,
     rho: float = 0.05,
     ascent_steps: int = 1,
-    power_iterations: int = 20,
+    iterations: int = 20,
     seed: int = 0,
 ) -> Sharpness:
     r"""How sharp the minimum is that the parameters are in: how fast the loss rises around it.
@@ -241,11 +252,15 @@ def sharpness(
     the ascent goes on: $n$ steps of length $\rho / n$, each along the gradient where it is, and the largest loss met
     counts.
 
-    The top eigenvalue $\lambda$ of the Hessian $H$ by power iteration, with products from central differences of the
-    gradient, $H v \approx (\nabla L(w + h v) - \nabla L(w - h v)) / 2h$ with $|v| = 1$, $h = \epsilon^{1/3} \max(1,
-    |w|)$ and $\epsilon$ the precision of the parameters. It is the largest one, not the largest in size: if that is
-    negative, a second run on $H - \lambda I$ follows. Gradient descent is stable for learning rates below $2 /
-    \lambda$.
+    The top eigenvalue $\lambda$ of the Hessian $H$ is the largest one of its projection to $v, Hv, H^2 v, \ldots$ with
+    a random $v$ (Lanczos's iteration in float64, with all directions kept orthogonal). The products are central
+    differences of the gradient, $H v \approx (\nabla L(w + h v) - \nabla L(w - h v)) / 2h$ with $|v| = 1$, $h =
+    \epsilon^{1/3} \max(1, |w|)$ and $\epsilon$ the precision of the parameters. It is the largest eigenvalue, not the
+    largest in size; more `iterations` bring it up to the true one from below. Its error bound is the residual $|H y -
+    \lambda y|$ of its vector $y$: if it is small, $\lambda$ is an eigenvalue, and almost certainly the top one.
+    Gradient descent is stable for learning rates below $2 / \lambda$.
+
+    The iteration keeps `iterations` float64 vectors of the size of the parameters: 160 bytes per parameter for 20.
 
     The parameters are changed in place for each evaluation and put back at the end, to the bit, also after an error.
     Evaluate the same samples each time, without dropout, and with normalisation in inference mode
@@ -257,14 +272,16 @@ def sharpness(
         params: An array, or a nest of arrays, such as `model.params`.
         rho: Radius, above 0. SAM uses 0.05.
         ascent_steps: How many steps the ascent takes, each with one evaluation.
-        power_iterations: How many products with the Hessian, of two evaluations each (twice as many if a second run
-            is needed); 0 leaves the eigenvalue out.
-        seed: Of the direction in which the power iteration begins, and of the ascent where the gradient is 0.
+        iterations: How many products with the Hessian, of two evaluations each; fewer if there are fewer parameters or
+            the answer is there sooner. 0 leaves the eigenvalue out.
+        seed: Of the direction in which the iteration begins, and of the ascent where the gradient is 0.
 
     Returns:
-        `Sharpness(loss, sharpness, worst_loss, top_eigenvalue)`.
+        `Sharpness(loss, sharpness, worst_loss, top_eigenvalue, eigenvalue_error)`.
 
     Raises:
+        TypeError: The parameters are float16 or bfloat16, which such small changes would be lost in (give float32
+            copies), or `loss_and_grad` does not return a number and arrays.
         FloatingPointError: The gradient is not finite at a point that was visited.
         ValueError: An argument is out of range, or the gradients are not like the parameters.
 
@@ -277,20 +294,30 @@ def sharpness(
         >>> def loss_and_grad():
         ...     return 0.5 * (curvature * w * w).sum(), curvature * w
         >>> found = train.sharpness(loss_and_grad, w, rho=0.1)
-        >>> round(found.top_eigenvalue, 6), round(found.sharpness, 3)
-        (10.0, 1.05)
+        >>> round(found.top_eigenvalue, 6), round(found.sharpness, 3), found.eigenvalue_error < 1e-6
+        (10.0, 1.05, True)
 
     References:
         Foret et al., Sharpness-aware minimization for efficiently improving generalization, arXiv 2010.01412. Keskar et
-        al., On large-batch training for deep learning: generalization gap and sharp minima, arXiv 1609.04836.
+        al., On large-batch training for deep learning: generalization gap and sharp minima, arXiv 1609.04836. Lanczos's
+        iteration: Ghorbani et al., An investigation into neural net optimization via Hessian eigenvalue density, arXiv
+        1901.10159.
     """
     rho = number("rho", rho, POSITIVE)
     count("ascent_steps", ascent_steps, 1)
-    count("power_iterations", power_iterations, 0)
+    count("iterations", iterations, 0)
     rng = np.random.default_rng(count("seed", seed, 0))
     tree = _core.Tree(params, "params")
     _core.Plan("sgd", tree, [], [0] * len(tree))  # Raises unless these are arrays that can be updated in place.
     leaves: list[Array] = tree.leaves
+    for leaf, name in zip(leaves, tree.names("params"), strict=True):
+        if leaf.dtype.itemsize < 4:
+            raise TypeError(
+                f"{name} must be float32 or float64, got {leaf.dtype}, whose rounding would swallow the small changes; "
+                "give float32 copies"
+            )
+    if not any(leaf.size for leaf in leaves):
+        raise ValueError("params must have at least one element")
     names = tree.names("grads")
     before = [leaf.copy(order="K") for leaf in leaves]
     start = [leaf.astype(np.float64) for leaf in before]
@@ -315,7 +342,7 @@ def sharpness(
             raise FloatingPointError(
                 "the gradients of loss_and_grad must be finite, but near the parameters one is not"
             )
-        return float(result[0]), grads
+        return _loss(result[0]), grads
 
     def direction() -> list[Array]:
         return unit([rng.standard_normal(leaf.shape) for leaf in leaves])
@@ -330,28 +357,29 @@ def sharpness(
                 offset = [sum_ + up / ascent_steps for sum_, up in zip(offset, ascent, strict=True)]
                 value, grads = at(offset, rho)
                 worst = worst if value <= worst or math.isnan(worst) else value
-            top = None
-            if power_iterations:
-                precision = max(float(_eps(leaf)) for leaf in leaves)
+            top, error = None, None
+            if iterations:
+                precision = max(float(np.finfo(leaf.dtype).eps) for leaf in leaves)
                 h = precision ** (1.0 / 3.0) * max(1.0, norm(start))
 
-                def product(v: list[Array]) -> list[Array]:
-                    above, below = at(v, h)[1], at(v, -h)[1]
-                    return [(a - b) / (2.0 * h) for a, b in zip(above, below, strict=True)]
+                def product(v: Array) -> Array:
+                    offset = split(v, start)
+                    above, below = at(offset, h)[1], at(offset, -h)[1]
+                    return flat([(a - b) / (2.0 * h) for a, b in zip(above, below, strict=True)])
 
-                top = _power_iteration(product, direction(), power_iterations, 0.0)
-                if top < 0.0:
-                    top = _power_iteration(product, direction(), power_iterations, top)
+                # Differences are as exact as this at best.
+                top, error = _top_eigenvalue(product, flat(direction()), iterations, precision ** (2.0 / 3.0))
     finally:
         for leaf, old in zip(leaves, before, strict=True):
             leaf[...] = old
-    return Sharpness(loss, worst - loss, worst, top)
+    return Sharpness(loss, worst - loss, worst, top, error)
 
 
-def _eps(leaf: Array) -> float:
-    if leaf.dtype.name == "bfloat16":
-        return 2.0**-7
-    return float(np.finfo(leaf.dtype).eps)
+def _loss(value: Any) -> float:
+    loss = np.asarray(value)
+    if loss.shape != () or (loss.dtype.kind not in "iuf" and not is_float(loss.dtype)):
+        raise TypeError(f"loss_and_grad must return a number as the loss, got {value!r}")
+    return float(loss)
 
 
 def norm(arrays: list[Array]) -> float:
@@ -365,15 +393,54 @@ def unit(arrays: list[Array]) -> list[Array]:
     return [values / length for values in arrays]
 
 
-def _power_iteration(
-    product: Callable[[list[Array]], list[Array]], v: list[Array], iterations: int, shift: float
-) -> float:
-    """The eigenvalue of H that is farthest from `shift`."""
-    value = 0.0
-    for _ in range(iterations):
-        image = [h - shift * old for h, old in zip(product(v), v, strict=True)]
-        value = total([_core.tree_sum((a * b).ravel()) for a, b in zip(v, image, strict=True)])
-        if norm(image) == 0.0:
+def flat(arrays: list[Array]) -> Array:
+    """All elements in one vector."""
+    return np.concatenate([values.ravel() for values in arrays])
+
+
+def split(vector: Array, like: list[Array]) -> list[Array]:
+    """The vector in arrays of these shapes."""
+    ends = np.cumsum([values.size for values in like])
+    return [part.reshape(values.shape) for part, values in zip(np.split(vector, ends[:-1]), like, strict=True)]
+
+
+def dot(a: Array, b: Array) -> float:
+    """The inner product of two vectors."""
+    return _core.tree_sum(a * b)
+
+
+def _top_eigenvalue(
+    product: Callable[[Array], Array], v: Array, iterations: int, precision: float
+) -> tuple[float, float]:
+    """The largest Ritz value of a symmetric H = `product` from the unit vector `v`, and its residual.
+
+    Each product loses what it has along all directions so far, not only the last two: in floating point the short
+    recursion forgets that they are orthogonal, and finds eigenvalues twice. What it loses is kept in `matrix`, since
+    differences are not quite symmetric.
+    """
+    m = min(iterations, v.size)
+    basis: list[Array] = []
+    size = 0.0
+    matrix = np.zeros((m + 1, m))  # H V = V matrix[:-1] + (next direction) matrix[-1]
+    for j in range(m):
+        basis.append(v)
+        v = product(v)
+        size = max(size, norm([v]))
+        for _ in range(2):  # Once leaves rounding errors along them.
+            for i, old in enumerate(basis):
+                along = dot(old, v)
+                matrix[i, j] += along
+                v = v - along * old
+        rest = norm([v])
+        # Not even a direction is left, or one of nothing but errors.
+        if j + 1 == m or rest <= precision * size:
             break
-        v = unit(image)
-    return value + shift
+        matrix[j + 1, j] = rest
+        v = v / rest
+    matrix[j + 1, j] = rest
+    square = matrix[: j + 1, : j + 1]
+    values, vectors = np.linalg.eigh((square + square.T) / 2.0)
+    y = vectors[:, -1]
+    residual = matrix[: j + 2, : j + 1] @ y
+    residual[: j + 1] -= values[-1] * y
+    return float(values[-1]), float(np.linalg.norm(residual))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _core
-from ..functional._arrays import Array, is_float, number, unmasked
+from ..functional._arrays import Array, is_float, number, overlap, unmasked
 from ..optim._hyper import Limit, ParamGroup, Scalar
 
 if TYPE_CHECKING:
@@ -68,14 +68,15 @@ def load_matching(
 ) -> MatchReport:
     """Copies into a model what fits by name and shape, and reports the rest: a pre-trained body under a new head.
 
-    Float types are converted to those of the target; other types (a counter) must be the same. Nothing is aliased: the
-    state dict may hold arrays of the target itself. An optimiser with `master_weights` that exists already must be told
-    by `opt.sync_master()`.
+    Float types are converted to those of the target, unless a value would become infinite; other types (a counter) must
+    be the same. Nothing is aliased: the state dict may hold arrays of the target itself. Two names in the target may be
+    one array (tied weights) if they get the same values. An optimiser with `master_weights` or `ema_decay` that exists
+    already must be told by `opt.sync_master()` and `opt.sync_ema()`.
 
     Args:
         target: A layer, or a dict of arrays (nested ones: names are joined by dots). Written in place.
-        state_dict: Arrays by name, also nested: from `state_dict()` of a layer, `np.load`, safetensors, or torch
-            (tensors on the CPU are taken as arrays).
+        state_dict: Arrays by name, also nested: from `state_dict()` of a layer, `np.load` (which gives bfloat16 as
+            "|V2"), safetensors, or torch (tensors on the CPU are taken as arrays, those of bfloat16 need `.float()`).
         rename: The name in the target for a name in `state_dict`: a dict, whose keys must all be there (other names
             stay as they are), or a function; for one that is to be left out it returns None.
 
@@ -83,8 +84,9 @@ def load_matching(
         The report. Look at it, or at `assert not report.missing`.
 
     Raises:
-        ValueError: Not one array fits, which is a wrong file or needs `rename`; two arrays get the same name; or an
-            array of the target is read-only. Nothing was changed.
+        ValueError: Not one array fits, which is a wrong file or needs `rename`; two arrays get the same name; an array
+            of the target is read-only or has elements that share memory; or two of them overlap in memory and would get
+            different values. Nothing was changed.
         TypeError: An argument or an array is of a wrong type. Nothing was changed.
 
     Example:
@@ -125,24 +127,88 @@ def load_matching(
             mismatched[name] = f"must be {array.dtype}, got {value.dtype}"
         else:
             _check_writable(array, f"target[{name!r}]")
-            values[name] = value
+            with np.errstate(all="ignore"):
+                fitting = value.astype(array.dtype)
+            if lost := _overflow(value, fitting):
+                mismatched[name] = lost
+            else:
+                values[name] = fitting
     missing = tuple(name for name in own if name not in source)
     report = MatchReport(tuple(values), missing, unexpected, mismatched)
     if not values:
         raise ValueError(
             f"state_dict must have at least one array that fits target by name and shape; rename=... may help; {report}"
         )
-    with np.errstate(all="ignore"):
-        for name, value in values.items():
-            own[name][...] = value
+    _refuse_conflicts({name: own[name] for name in values}, values)
+    for name, value in values.items():
+        own[name][...] = value
     return report
 
 
 def _check_writable(array: Array, where: str) -> None:
     if is_float(array.dtype):
         _core.check_output(array, where)
-    elif not array.flags.writeable:
+        return
+    if not array.flags.writeable:
         raise ValueError(f"{where} must be writable, but it is read-only")
+    reach = array.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach and array.size:
+            raise ValueError(
+                f"{where} has several elements at the same address (strides {array.strides}), so it cannot be updated "
+                "in place; make a copy"
+            )
+        reach += stride * (n - 1)
+
+
+def _overflow(value: Array, fitting: Array) -> str | None:
+    """What is wrong if a finite value has become infinite in another type."""
+    if value.dtype == fitting.dtype or not is_float(value.dtype):
+        return None
+    lost = np.isfinite(value) & ~np.isfinite(fitting)
+    return f"must fit into {fitting.dtype}, got {float(value[lost].flat[0])!r}" if lost.any() else None
+
+
+def _refuse_conflicts(own: Mapping[str, Array], values: Mapping[str, Array]) -> None:
+    """Refuses arrays that share memory unless each would have its value when all are written."""
+    names = list(own)
+    spans = sorted((*np.lib.array_utils.byte_bounds(own[name]), i) for i, name in enumerate(names) if own[name].size)
+    clusters: list[list[int]] = []
+    end = 0
+    for low, high, i in spans:
+        if low >= end:
+            clusters.append([])
+        clusters[-1].append(i)
+        end = max(end, high)
+    for cluster in clusters:
+        if len(cluster) > 1:
+            _try([names[i] for i in sorted(cluster)], own, values)
+
+
+def _try(names: list[str], own: Mapping[str, Array], values: Mapping[str, Array]) -> None:
+    """Writes arrays whose memory may meet, in a place like it."""
+    bounds = [np.lib.array_utils.byte_bounds(own[name]) for name in names]
+    first = min(low for low, _ in bounds)
+    memory = np.zeros(max(high for _, high in bounds) - first, np.uint8)
+    views = {
+        name: np.ndarray(
+            own[name].shape,
+            own[name].dtype,
+            memory,
+            own[name].__array_interface__["data"][0] - first,
+            own[name].strides,
+        )
+        for name in names
+    }
+    for name, view in views.items():
+        view[...] = values[name]
+    for i, name in enumerate(names):
+        if views[name].tobytes() != values[name].tobytes():  # Bytes, so that a NaN is itself.
+            other = next(later for later in names[i + 1 :] if overlap(views[name], views[later]) is not False)
+            raise ValueError(
+                f"target[{name!r}] and target[{other!r}] overlap in memory, so state_dict must have the same "
+                "values for both, but has different ones; leave one out, or make a copy of one"
+            )
 
 
 def _renamed(given: Mapping[str, Any], rename: Any) -> dict[str, str | None]:
@@ -178,8 +244,15 @@ def _value(value: Any, where: str, like: Array) -> Array:
         array = np.array(unmasked(value, where))
     except (RuntimeError, ValueError) as error:  # A tensor with a gradient, or a ragged list.
         raise TypeError(f"{where} must be an array, got {type(value).__name__}: {error}") from error
-    if array.dtype.str == "|V2" and like.dtype.name == "bfloat16":
-        array = array.view(like.dtype)  # np.load knows no bfloat16
+    except TypeError as error:
+        if "BFloat16" not in str(error):
+            raise
+        raise TypeError(
+            f"{where} is a tensor of bfloat16, which torch does not give to NumPy; give it as .float()"
+        ) from error
+    if array.dtype.str == "|V2" and is_float(like.dtype):
+        # np.load knows no bfloat16, which is the upper half of a float32.
+        array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array
 
 
@@ -228,8 +301,8 @@ def layer_groups(
         A list of `{"params": {name: array, ...}, "lr": lr}`. More hyperparameters may be added to each.
 
     Raises:
-        ValueError: `decay` is below 1, a name in `names` is that of no parameter or stands twice, or a parameter is in
-            no layer.
+        ValueError: `decay` is below 1 or too large for so many layers, a name in `names` is that of no parameter or
+            stands twice, or a parameter is in no layer.
         TypeError: An argument is of a wrong type.
 
     Example:
@@ -265,7 +338,13 @@ def layer_groups(
         owner = _owners(flat, [prefix for layer in layers for prefix in layer])
     groups = []
     for i, layer in enumerate(layers):
-        factor = 1.0 / decay ** (len(layers) - 1 - i)
+        try:
+            factor = 1.0 / decay ** (len(layers) - 1 - i)
+        except OverflowError:
+            raise ValueError(
+                f"decay must be small enough for {len(layers)} layers, but {decay!r} ** {len(layers) - 1} is too large "
+                "for a number; use a smaller one, or names=... for fewer groups"
+            ) from None
         own = {name: array for name, array in flat.items() if owner[name] in layer}
         groups.append({"params": own, "lr": _scaled(lr, factor)})
     return groups

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from ..data import Batches, _Loop
 from . import _state
 from ._callbacks import Checkpoint
 from ._history import RESERVED, History
 
 EVENTS = ("on_start", "on_step", "on_validate", "on_epoch", "on_end")
-POSITION = ("step", "epoch", "index", "seconds", "sums", "history", "reason", "stopper", "batches", "callbacks")
+POSITION = ("step", "epoch", "index", "seconds", "means", "history", "reason", "stopper", "batches", "callbacks")
 """What the state of a run holds."""
+TAKEN = (*RESERVED, "event")
+"""What no metric can be called: rows and lines of logs have it."""
+FOLDER = os.path.dirname(__file__)
 
 
 def fit(
@@ -38,6 +43,9 @@ def fit(
     (before `validate()`), `on_epoch(run)` (after each epoch) and `on_end(run)` (always called, whatever happened: see
     `run.status`); `run` is a `Run`. A plain function is an `on_epoch`. They are called in the order given, sorted by
     their attribute `order` if they have one (0 if not): averaged weights and loggers have 1, `Checkpoint` has 2.
+
+    The means of an epoch are weighted by the number of samples in each batch: the length of its first array, where the
+    arrays in a dict are in its order, and 1 if there is none. So the same number in each step is the mean exactly.
 
     A checkpoint (`Checkpoint`, `Run.save`) holds `state`, the position in the epoch and in the data, the running means,
     the history, and every callback that has `state_dict` and `load_state_dict`. A run that is killed at any moment and
@@ -177,8 +185,8 @@ class Run:
         self._handlers = {event: list(_handlers(event, self.callbacks, self._keys)) for event in EVENTS}
         self._index = 0
         """Steps done in this epoch."""
-        self._sums: dict[str, list[float]] = {}
-        """For each metric its weighted sum over this epoch, and the sum of the weights."""
+        self._means: dict[str, list[float]] = {}
+        """For each metric its weighted mean over this epoch so far, and the sum of the weights."""
         self._weight = 1
         """Samples in the batch of this step."""
         self._in_row = False
@@ -189,14 +197,21 @@ class Run:
         """Seconds in this epoch before the run was resumed."""
         self._began: float | None = None
         """When the epoch began or went on."""
+        self._begun = False
+        """Whether callbacks know of the run, so that it is too late to load it."""
+        self._saved_reason: str | None = None
+        """What had stopped the run when the checkpoint was taken."""
         self._event: str | None = None
         self._caller: str | None = None
         """The key of the callback that is being called."""
         self._stopper: str | None = None
         """The key of the callback that stopped the run."""
-        self._deferred: list[Callable[[], Any]] = []
+        self._deferred: list[tuple[str | None, Callable[[], Any]]] = []
+        """With the key of the callback that deferred it."""
         self._position: Any = None
-        """The state that the batches are to have when the next epoch begins."""
+        """The state that the batches are to have when the next epoch begins, of a run that was resumed."""
+        self._loop: _Loop | None = None
+        """The loop over `Batches` that goes on or was the last, whose state counts: others may be run beside it."""
 
     # -- For callbacks -------------------------------------------------------------------------------------------------
 
@@ -209,10 +224,13 @@ class Run:
         Raises:
             ValueError: A name is there already.
             TypeError: A value is no number.
+            RuntimeError: It is called in `on_start` or `on_end`, which belong to no step or epoch.
         """
+        if self._event in ("on_start", "on_end"):
+            raise RuntimeError(f"log in on_step, on_validate or on_epoch: {self._event} is part of no step or epoch")
         new = _numbers(metrics, "metrics")
         for name in new:
-            if name in self.metrics or name in RESERVED:
+            if name in self.metrics or name in TAKEN:
                 taken = f"has {name!r} already" if name in self.metrics else f"cannot be called {name!r}"
                 raise ValueError(f"{'the row' if self._in_row else 'this step'} {taken}; log it under another name")
         self.metrics.update(new)
@@ -234,7 +252,7 @@ class Run:
 
     def defer(self, action: Callable[[], Any]) -> None:
         """Calls a function when all callbacks have seen the event that is going on."""
-        self._deferred.append(action)
+        self._deferred.append((self._caller, action))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that `fit(..., resume=path)` goes on from, as `save_state` writes.
@@ -255,7 +273,13 @@ class Run:
             self.defer(lambda: self.save(path))
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Goes on from a checkpoint: all of it is taken, or an error raised and nothing changed."""
+        """Goes on from a checkpoint: all of it is taken, or an error raised and nothing changed.
+
+        Raises:
+            RuntimeError: The run has begun.
+            ValueError: The checkpoint does not fit.
+        """
+        self._check_not_begun()
         self._check_state()
         _state.load(path, {**self.state, "run": self})
 
@@ -271,11 +295,11 @@ class Run:
             "epoch": self.epoch,
             "index": self._index,
             "seconds": self._seconds(),
-            "sums": {name: list(pair) for name, pair in self._sums.items()},
+            "means": {name: list(pair) for name, pair in self._means.items()},
             "history": self.history.state_dict(),
             "reason": self.reason,
             "stopper": self._stopper,
-            "batches": self.batches.state_dict() if _state.is_stateful(self.batches) else None,  # type: ignore[attr-defined]
+            "batches": self._batches_state(),
             "callbacks": {
                 key: callback.state_dict()
                 for key, callback in zip(self._keys, self.callbacks, strict=True)
@@ -283,13 +307,41 @@ class Run:
             },
         }
 
+    def _batches_state(self) -> Any:
+        if not _state.is_stateful(self.batches):
+            return None
+        if self._loop is not None:
+            return self._loop.state_dict()
+        if self._position is not None:
+            return self._position
+        # Not where a loop of somebody else stands, or was left: the run does not go on from there.
+        batches: Any = self.batches
+        return batches._coming_state() if isinstance(batches, Batches) else batches.state_dict()
+
+    def _snapshot(self) -> Any:
+        """All that `load` may change, where the next loop over the batches begins included."""
+        stateful = _state.is_stateful(self.batches)
+        batches = _state.snapshot(self.batches, "batches") if stateful else None
+        return _state.copied(self.state_dict()), batches, self._position, self._loop
+
+    def _restore(self, snapshot: Any) -> None:
+        state, batches, position, loop = snapshot
+        try:
+            self.load_state_dict(state)
+        finally:
+            if batches is not None:
+                _state.restore(self.batches, batches, "batches")
+            self._position, self._loop = position, loop
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave. Callbacks that it does not know stay as they are.
+        """Takes what `state_dict` gave. Callbacks that it does not know are reset, if they have a method `reset`.
 
         Raises:
+            RuntimeError: The run has begun.
             ValueError: It is of another kind of batches, or a part of it is missing. What was taken before stays taken:
                 `load` puts it back.
         """
+        self._check_not_begun()
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a dict that `state_dict` gave, got {type(state_dict).__name__}")
         _state.same_names(dict.fromkeys(POSITION), state_dict, "a run")
@@ -301,7 +353,12 @@ class Run:
                 f"state_dict, these {here}"
             )
         for key, callback in zip(self._keys, self.callbacks, strict=True):
-            if key in saved and _state.is_stateful(callback):
+            if not _state.is_stateful(callback):
+                continue
+            if key not in saved:
+                # It may have been in another run before.
+                getattr(callback, "reset", lambda: None)()
+            else:
                 try:
                     callback.load_state_dict(saved[key])
                 except Exception as error:
@@ -310,15 +367,16 @@ class Run:
         if dropped := [key for key in saved if key not in self._keys]:
             warnings.warn(
                 f"the state of {', '.join(dropped)} in the checkpoint is dropped: there is no such callback here",
-                stacklevel=2,
+                stacklevel=_stacklevel(),
             )
         if position is not None:
             self.batches.load_state_dict(position)  # type: ignore[attr-defined]
-        self._position = position
+        self._position, self._loop = position, None
         self.history.load_state_dict(state_dict["history"])
         self.step, self.epoch, self._index = (state_dict[name] for name in ("step", "epoch", "index"))
         self._before, self._began = state_dict["seconds"], None
-        self._sums = {name: list(pair) for name, pair in state_dict["sums"].items()}
+        self._means = {name: list(pair) for name, pair in state_dict["means"].items()}
+        self._saved_reason = state_dict["reason"]
         # Without the callback that stopped it, the run is to go on.
         stays = state_dict["stopper"] is None or state_dict["stopper"] in self._keys
         self.reason, self._stopper = (state_dict["reason"], state_dict["stopper"]) if stays else (None, None)
@@ -326,7 +384,7 @@ class Run:
     # -- For `fit` -----------------------------------------------------------------------------------------------------
 
     def _emit(self, event: str) -> None:
-        self._event = event
+        self._event, self._begun = event, True
         for key, call in self._handlers[event]:
             self._caller = key
             call(self)
@@ -335,35 +393,47 @@ class Run:
             self._do_deferred()
 
     def _end(self) -> None:
-        """`on_end` of all callbacks, also when one of them, or the run, has failed."""
+        """`on_end` of all callbacks, also when one of them, or the run, has failed: what the run raised comes first."""
         self._event, self._deferred, self.history.reason = "on_end", [], self.reason
-        first: BaseException | None = None
+        errors: list[tuple[str, BaseException]] = []
         for key, call in self._handlers["on_end"]:
             self._caller = key
             try:
                 call(self)
             except BaseException as error:
-                first = first or error
+                errors.append((key, error))
         self._event = self._caller = None
-        if first is not None:
-            raise first
-        self._do_deferred()
+        try:
+            if not errors:
+                self._do_deferred()
+        except BaseException as error:
+            errors.append(("what was deferred", error))
+        if errors and self.status != "failed":
+            raise errors[0][1]
+        for key, other in errors:
+            text = f"on_end of {key} has failed, too: {type(other).__name__}: {other}"
+            with suppress(RuntimeWarning):  # Where warnings are errors it would be in the place of the run's own.
+                warnings.warn(text, RuntimeWarning, stacklevel=_stacklevel())
 
     def _do_deferred(self) -> None:
         while self._deferred:
             actions, self._deferred = self._deferred, []
-            for action in actions:
+            for self._caller, action in actions:
                 action()
+        self._caller = None
 
     def _remaining(self) -> Iterator[Any]:
         """What is left of the epoch that begins or goes on."""
         self._began = time.perf_counter()
-        if self._position is not None:
-            # Again, because somebody may have looked at a batch meanwhile.
-            self.batches.load_state_dict(self._position)  # type: ignore[attr-defined]
-            self._position = None
-            return iter(self.batches)
+        # Again, because somebody may have looked at a batch, or gone over all of them, meanwhile.
+        position = self._position if self._loop is None else self._loop.state_dict()
+        if position is not None:
+            self.batches.load_state_dict(position)  # type: ignore[attr-defined]
+        self._position = None
         iterator = iter(self.batches)
+        self._loop = iterator if isinstance(iterator, _Loop) else None
+        if position is not None:
+            return iterator
         if not _state.is_stateful(self.batches):
             for done in range(self._index):
                 if next(iterator, self) is self:
@@ -383,35 +453,45 @@ class Run:
         self._busy = False
 
     def _add(self, metrics: Mapping[str, float]) -> None:
-        sums, weight = self._sums, self._weight
+        means, weight = self._means, self._weight
         for name, value in metrics.items():
-            if name in sums:
-                pair = sums[name]
-                pair[0] += value * weight
-                pair[1] += weight
-            elif name in RESERVED:
-                raise ValueError(f"a metric cannot be called {name!r}: that is a column of the history")
+            if name in means:
+                pair = means[name]
+                mean, total = pair[0], pair[1] + weight
+                part = weight / total if total else 0.0
+                moved = mean + (value - mean) * part
+                # The difference of infinite values is NaN, and that of large ones may be infinite.
+                pair[0] = moved if moved - moved == 0.0 else mean * (1.0 - part) + value * part
+                pair[1] = total
+            elif name in TAKEN:
+                raise ValueError(f"a metric cannot be called {name!r}: that is in each row of the history or of logs")
             else:
-                sums[name] = [value * weight, weight]
+                means[name] = [value, weight]
 
     def _passed(self) -> None:
         """All batches of the epoch are done."""
         if self._index == 0:
             raise ValueError("batches must give at least one batch in each epoch, got none")
-        means = {name: total / weight if weight else total for name, (total, weight) in self._sums.items()}
+        means = {name: mean for name, (mean, _) in self._means.items()}
         self.metrics = {"epoch": self.epoch + 1, "step": self.step, "seconds": 0.0} | means
         self._in_row = self._busy = True
 
     def _validated(self, result: Any) -> None:
         if result is not None:
             values = _numbers(result, "the result of validate")
-            self.log({name if name.startswith("val_") else f"val_{name}": value for name, value in values.items()})
+            row: dict[str, float] = {}
+            for name, value in values.items():
+                full = name if name.startswith("val_") else f"val_{name}"
+                if full in row:
+                    raise ValueError(f"validate must give each name once, but {full[4:]!r} becomes {full!r}, too")
+                row[full] = value
+            self.log(row)
 
     def _next_epoch(self) -> None:
         self.metrics["seconds"] = self._seconds()
         self.history.rows.append(self.metrics)
         self.epoch += 1
-        self._index, self._sums, self._busy = 0, {}, False
+        self._index, self._means, self._busy = 0, {}, False
         self._before, self._began = 0.0, None
 
     def _seconds(self) -> float:
@@ -422,6 +502,13 @@ class Run:
             raise RuntimeError(
                 "a run has no state to go on from while a step or validation is under way, or has failed: save it in "
                 "on_step or on_epoch"
+            )
+
+    def _check_not_begun(self) -> None:
+        if self._begun:
+            raise RuntimeError(
+                "a run cannot be loaded when it has begun: callbacks and the loop over the batches are elsewhere; stop "
+                "it, and call fit with resume=..."
             )
 
     def _check_state(self) -> None:
@@ -445,6 +532,9 @@ def _callback_list(callbacks: Any, progress: Any) -> list[Any]:
             raise TypeError(
                 f"a callback must be a function or have one of the methods {', '.join(EVENTS)}, got {callback!r}"
             )
+        order: Any = getattr(callback, "order", 0)
+        if isinstance(order, bool) or not isinstance(order, numbers.Real) or order != order:
+            raise TypeError(f"order of a callback must be a number, got {order!r} of {callback!r}")
     if progress is not None and not isinstance(progress, bool):
         raise TypeError(f"progress must be True, False or None, got {progress!r}")
     if progress is not False:
@@ -513,17 +603,41 @@ def _numbers(result: Any, what: str) -> dict[str, float]:
 
 def _number(name: Any, value: Any, what: str) -> float:
     is_number = isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
-    if is_number and not isinstance(value, (bool, np.bool_)) and (name is None or isinstance(name, str)):
-        with suppress(TypeError, ValueError):
+    # What `float` takes without being one: bools, complex numbers, texts, and what is masked.
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    is_other = isinstance(value, (bool, np.ma.MaskedArray)) or kind in "bcSUO"
+    if is_number and not is_other and (name is None or isinstance(name, str)):
+        try:
             return float(value)
+        except OverflowError:
+            which = "" if name is None else f" in {name!r}"
+            raise ValueError(f"{what} must be numbers that a float can hold, got a larger one{which}") from None
+        except (TypeError, ValueError):
+            pass
     got = repr(value) if name is None else f"{name!r}: {value!r}"
     raise TypeError(f"{what} must be a number or a dict of names to numbers, got {got}")
 
 
 def _samples(batch: Any) -> int:
-    """The length of the first array of a batch."""
-    for item in batch if isinstance(batch, (tuple, list)) else (batch,):
-        shape = getattr(item, "shape", None)
-        if shape:
-            return int(shape[0])
-    return 1
+    """The length of the first array of a batch; 1 if it has none."""
+    n = _length(batch)
+    return 1 if n is None else n
+
+
+def _length(item: Any) -> int | None:
+    shape = getattr(item, "shape", None)
+    if shape:
+        return int(shape[0])
+    if isinstance(item, Mapping):
+        item = item.values()
+    elif not isinstance(item, (tuple, list)):
+        return None
+    return next((n for n in map(_length, item) if n is not None), None)
+
+
+def _stacklevel() -> int:
+    """For a warning: how many calls up the code is that is none of this folder's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) == FOLDER:
+        level, frame = level + 1, frame.f_back
+    return level

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +59,7 @@ class History:
     @property
     def names(self) -> list[str]:
         """All names that rows have, in the order in which they first came."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+        return list(dict.fromkeys(itertools.chain.from_iterable(self.rows)))
 
     def __getitem__(self, name: str) -> list[Any]:
         """The column of a name; NaN where a row has none."""
@@ -100,12 +105,12 @@ class History:
             file.write(csv_text([names, *([row.get(name, "") for name in names] for row in self.rows)]))
         os.replace(temporary, path)
 
-    def plot(self, path: str | os.PathLike[str] | None = None, names: Sequence[str] | None = None) -> Figure:
+    def plot(self, path: str | os.PathLike[str] | None = None, names: str | Sequence[str] | None = None) -> Figure:
         """Draws the metrics over the epochs: all losses in one panel, every other with its `val_` fellow in its own.
 
         Args:
             path: Where to save the picture, if anywhere.
-            names: The metrics to draw; all by default.
+            names: The metrics to draw, or one; all by default.
 
         Returns:
             A matplotlib figure.
@@ -122,6 +127,8 @@ class History:
             raise ModuleNotFoundError('plot needs matplotlib: pip install "ironstep[plot]"') from error
         if names is None:
             names = [name for name in self.names if name not in RESERVED]
+        elif isinstance(names, str):
+            names = [names]
         if not names:
             raise ValueError("there is nothing to plot: the history has no metrics yet")
         panels: dict[str, list[str]] = {}
@@ -145,15 +152,50 @@ class History:
         return figure
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows and the reason."""
-        return {"rows": [dict(row) for row in self.rows], "reason": self.reason}
+        """`{"rows": how many, "columns", "missing", "reason"}`.
+
+        A column is an array (float64 or int64) if all its values are floats, or all integers, and else a list.
+        `missing` says of columns that not every row has where there is none.
+        """
+        columns: dict[str, Any] = {}
+        missing: dict[str, Any] = {}
+        names = self.names
+        # Row by row, which is several times as fast: a long history is in every checkpoint.
+        lines = [
+            list(row.values()) if list(row) == names else [row.get(name, MISSING) for name in names]
+            for row in self.rows
+        ]
+        for name, column in zip(names, zip(*lines, strict=True), strict=True):
+            values, kinds = list(column), set(map(type, column))
+            if Missing in kinds:
+                absent = [value is MISSING for value in values]
+                missing[name] = np.array(absent)
+                there = values[absent.index(False)]  # Any that does not change the type of the column.
+                values = [there if gone else value for value, gone in zip(values, absent, strict=True)]
+            columns[name] = _column(values, kinds - {Missing})
+        return {"rows": len(self.rows), "columns": columns, "missing": missing, "reason": self.reason}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
-        rows, reason = state_dict["rows"], state_dict["reason"]
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f"the rows of a history must be a list of dicts, got {rows!r}")
-        self.rows[:], self.reason = [dict(row) for row in rows], reason
+        """Takes what `state_dict` gave.
+
+        Raises:
+            ValueError: A column is not as long as there are rows, or something is missing. Nothing was changed.
+        """
+        _state.same_names(dict.fromkeys(("rows", "columns", "missing", "reason")), state_dict, "a History")
+        columns, missing = state_dict["columns"], state_dict["missing"]
+        rows: list[dict[str, Any]] = [{} for _ in range(_state.count("rows", state_dict["rows"], 0))]
+        for name, column in columns.items():
+            absent = missing.get(name, [False] * len(rows))
+            if not len(column) == len(absent) == len(rows):
+                raise ValueError(
+                    f"column {name!r} of a history must have {len(rows)} values, and `missing` as many, got "
+                    f"{len(column)} and {len(absent)}"
+                )
+            values = column.tolist() if isinstance(column, np.ndarray) else column
+            for row, value, gone in zip(rows, values, absent, strict=True):
+                if not gone:
+                    row[name] = value
+        self.rows[:], self.reason = rows, state_dict["reason"]
 
     def __repr__(self) -> str:
         if not self.rows:
@@ -167,6 +209,22 @@ class History:
         if self.reason is not None:
             lines.append(f"stopped: {self.reason}")
         return "\n".join(lines)
+
+
+class Missing:
+    """In a column, where a row has no such name."""
+
+
+MISSING = Missing()
+
+
+def _column(values: list[Any], kinds: set[type]) -> Any:
+    """An array if it gives back the same values of the same types, else the list."""
+    if kinds == {float}:
+        return np.array(values)
+    if kinds == {int} and -(1 << 63) <= min(values) <= max(values) < 1 << 63:
+        return np.array(values, np.int64)
+    return values
 
 
 SIGNS = {"min": 1.0, "max": -1.0}

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class CSVLogger:
     """Writes the history to a CSV file, a row after each epoch, and keeps it as `History.to_csv` would write it.
 
-    A row is appended when it comes. If it has a name that there was no column for, the file is written anew with one
-    more column. When a run is resumed the file is written anew from the history of the checkpoint, so that each epoch
-    is in it once, whatever a killed run has left.
+    A row is appended when all callbacks have seen the epoch. If it has a name that there was no column for, the file is
+    written anew with one more column. When a run is resumed the file is written anew from the history of the
+    checkpoint, so that each epoch is in it once, whatever a killed run has left.
 
     Args:
         path: The file. Its folder must exist; a file of another run is overwritten.
@@ -49,7 +49,10 @@ class CSVLogger:
         self._write(run)
 
     def on_epoch(self, run: Run) -> None:
-        """Appends the row."""
+        """Appends the row when it has what later callbacks log."""
+        run.defer(lambda: self._append(run))
+
+    def _append(self, run: Run) -> None:
         row = run.metrics
         if any(name not in self._names for name in row):
             self._write(run)
@@ -65,9 +68,10 @@ class CSVLogger:
 class JSONLLogger:
     """Writes a line of JSON for each epoch, and for every so many steps: `{"event": "epoch", "epoch": 1, ...}`.
 
-    Lines are flushed as they come. Numbers that are not finite are the strings "nan", "inf" and "-inf", so that every
-    reader of JSON can read the file, and Python's `float` the strings. When a run is resumed the file is cut back to
-    where it was at the checkpoint, so that each line is in it once.
+    Lines are flushed as they come, with the metrics that are there by then: a callback whose numbers are to be in them
+    must have an `order` below 1 or come before. Numbers that are not finite are the strings "nan", "inf" and "-inf", so
+    that every reader of JSON can read the file, and Python's `float` the strings. When a run is resumed the file is cut
+    back to where it was at the checkpoint, so that each line is in it once.
 
     Args:
         path: The file. Its folder must exist; a file of another run is overwritten.
@@ -93,8 +97,12 @@ class JSONLLogger:
     def __init__(self, path: str | os.PathLike[str], every: int | None = None) -> None:
         self.path = _state.path_of("path", path)
         self.every = None if every is None else _state.count("every", every, 1)
-        self._length = 0
         self._file: BinaryIO | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins the file anew at the next start."""
+        self._length = 0
 
     def on_start(self, run: Run) -> None:
         """Begins the file, or goes on where it was at the checkpoint."""

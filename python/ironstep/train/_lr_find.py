@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 ABOVE_ONE = Limit(math.nextafter(1.0, 2.0), math.inf, "above 1 (inf is allowed)")
 
 METHODS = ("valley", "steepest", "minimum")
+
+ROUNDING = 1e-6
+"""A loss that falls by less than this, relative to its size, has not fallen."""
 
 SKIP_END = 5
 """The last points are those of the rise that ended the sweep (fastai)."""
@@ -68,7 +73,7 @@ class LRFind:
             The learning rate of the largest group; others keep their ratio to it.
 
         Raises:
-            ValueError: The method is unknown, there are too few points, or the loss never fell.
+            ValueError: The method is unknown, there are too few points, or the loss never fell, but for its rounding.
         """
         if method not in METHODS:
             raise ValueError(f"method must be 'valley', 'steepest' or 'minimum', got {method!r}")
@@ -79,7 +84,7 @@ class LRFind:
                 f"a suggestion needs at least {self._skip + SKIP_END + 3} points with a finite loss, but there are "
                 f"{int(finite.sum())} ({self.stopped}); use a smaller min_lr or max_lr, or a larger num"
             )
-        if not losses.min() < losses[0]:
+        if not losses.min() < losses[0] - ROUNDING * np.abs(losses).max():
             raise ValueError(
                 f"no learning rate can be suggested: the loss never fell between {lrs[0]:.3g} and {lrs[-1]:.3g}; use a "
                 "larger max_lr or a smaller min_lr, and look at plot()"
@@ -139,13 +144,17 @@ class LRFind:
 
 def _valley(losses: NDArray[np.float64]) -> int:
     """The middle of the longest decreasing subsequence; as in fastai it begins as far from its end as it is long."""
-    lengths = [1] * len(losses)
     end = 0
-    for i in range(1, len(losses)):
-        lengths[i] = 1 + max((lengths[j] for j in range(i) if losses[i] < losses[j]), default=0)
-        if lengths[i] > lengths[end]:
+    ends: list[float] = []
+    """For each length the best loss, with the sign changed, that a decreasing subsequence of it has ended with."""
+    for i, height in enumerate((-losses).tolist()):
+        before = bisect_left(ends, height)
+        if before == len(ends):
             end = i
-    start = end - lengths[end]
+            ends.append(height)
+        else:
+            ends[before] = height
+    start = end - len(ends)
     section = (end - start) / 3
     return max(0, start + int(section) + int(section / 2))
 
@@ -175,13 +184,14 @@ def lr_find(
 
     Afterwards the parameters, the optimiser (with its hyperparameters, also those that are functions of the step), what
     `state` holds and the position of the batches are what they were, to the bit; also when `step` raises an error or is
-    interrupted. The arrays stay the same objects. Floating-point warnings are off while it runs.
+    interrupted, and of the rest also when one of these refuses what it was. The arrays stay the same objects.
+    Floating-point warnings are off while it runs.
 
     Args:
         step: As for `fit`: forward, backward, `opt.step`; returns the loss, or a dict with `"loss"`.
         batches: As for `fit`. Begun anew as often as needed.
         opt: The optimiser that `step` steps. If its groups have different learning rates they keep their ratios, and
-            the largest is $\gamma_i$.
+            the largest is $\gamma_i$. Frozen groups do not count.
         state: Everything else that `step` changes, of the kinds that `save_state` takes: the model, for its running
             statistics and dropout, generators of random numbers. One object, or a dict of them as for `fit`.
         min_lr: The first learning rate, above 0.
@@ -241,10 +251,12 @@ def lr_find(
     groups = opt.param_groups
     given = [group["lr"] for group in groups]
     now = [at("lr", lr, steps, group.limits["lr"]) for lr, steps, group in zip(given, opt._steps, groups, strict=True)]
-    ratios = [lr / max(now) if max(now) > 0.0 else 1.0 for lr in now]
+    active = [i for i, group in enumerate(groups) if not group.frozen]
+    largest = max((now[i] for i in active), default=0.0)
+    ratios = {i: now[i] / largest if largest > 0.0 else 1.0 for i in active}
     from ..data import Batches
 
-    kept = [(state, snapshot(state, "state"), "state")]
+    kept = [(part, snapshot(part, name), name) for part, name in _parts(state, "state")]
     if isinstance(batches, Batches):
         # Their state is where a loop was left; where the next begins may be elsewhere. So these are not touched at all.
         batches = copy.copy(batches)
@@ -260,8 +272,8 @@ def lr_find(
     try:
         with np.errstate(all="ignore"):
             for i, lr in enumerate(lrs.tolist()):
-                for group, ratio in zip(groups, ratios, strict=True):
-                    group["lr"] = lr * ratio
+                for i_group, ratio in ratios.items():
+                    groups[i_group]["lr"] = lr * ratio
                 batch = next(endless)
                 try:
                     result = step(*batch) if isinstance(batch, (tuple, list)) else step(batch)
@@ -281,14 +293,40 @@ def lr_find(
                     break
                 best = min(best, value)
     finally:
-        endless.close()
-        # The functions first: the optimiser's state names them and would not fit.
-        for group, lr in zip(groups, given, strict=True):
-            group["lr"] = lr
-        for obj, before, name in kept:
-            restore(obj, before, name)
+        _put_back(endless.close, groups, given, kept)
     n = len(losses)
     return LRFind(lrs[:n], np.array(losses), np.array(smoothed), stopped, num)
+
+
+def _parts(obj: Any, name: str) -> Iterator[tuple[Any, str]]:
+    """The objects in a nest, each of which may refuse for itself."""
+    if isinstance(obj, Mapping) and not is_stateful(obj):
+        for key, item in obj.items():
+            yield from _parts(item, f"{name}.{key}")
+    elif isinstance(obj, (list, tuple)) and not is_stateful(obj):
+        for i, item in enumerate(obj):
+            yield from _parts(item, f"{name}.{i}")
+    else:
+        yield obj, name
+
+
+def _put_back(close: Callable[[], Any], groups: Sequence[Any], lrs: Sequence[Any], kept: Sequence[Any]) -> None:
+    """All of it, also if something refuses; the first error is raised then."""
+
+    def put_lrs() -> None:
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr
+
+    # The functions first: the optimiser's state names them and would not fit.
+    actions: list[Callable[[], Any]] = [close, put_lrs, *(partial(restore, *each) for each in kept)]
+    first: BaseException | None = None
+    for action in actions:
+        try:
+            action()
+        except BaseException as error:  # noqa: PERF203
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _endless(batches: Iterable[Any]) -> Any:

@@ -53,18 +53,30 @@ def is_stateful(obj: Any) -> bool:
     return callable(getattr(obj, "state_dict", None)) and callable(getattr(obj, "load_state_dict", None))
 
 
-def state_of(obj: Any, name: str) -> Any:
-    """Its state: a nest of dicts, lists, tuples, arrays and plain values. Arrays may be the object's own."""
+class _Exact:
+    """What an object's own `_snapshot()` gave, for its `_restore`: more than its state, which is what a file holds."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def state_of(obj: Any, name: str, exact: bool = False) -> Any:
+    """Its state: a nest of dicts, lists, tuples, arrays and plain values. Arrays may be the object's own.
+
+    `exact`: for `restore` only, and then by the object's `_snapshot` and `_restore`, if it has them.
+    """
     if is_stateful(obj) and not isinstance(obj, type):
+        if exact and hasattr(obj, "_snapshot"):
+            return _Exact(obj._snapshot())
         return obj.state_dict()
     if isinstance(obj, np.random.Generator):
         return obj.bit_generator.state
     if isinstance(obj, np.ndarray):
         return unmasked(obj, name)
     if isinstance(obj, Mapping):
-        return {key: state_of(item, f"{name}.{key}") for key, item in obj.items()}
+        return {key: state_of(item, f"{name}.{key}", exact) for key, item in obj.items()}
     if isinstance(obj, (list, tuple)):
-        items = [state_of(item, f"{name}.{i}") for i, item in enumerate(obj)]
+        items = [state_of(item, f"{name}.{i}", exact) for i, item in enumerate(obj)]
         return items if isinstance(obj, list) else tuple(items)
     raise TypeError(f"{name} must be {OBJECTS}, got {type(obj).__name__}")
 
@@ -83,7 +95,9 @@ def check_kind(obj: Any, name: str) -> None:
 
 def put(obj: Any, saved: Any, name: str) -> None:
     """Gives an object a state that `state_of` gave. Arrays are written in place."""
-    if is_stateful(obj):
+    if isinstance(saved, _Exact):
+        obj._restore(saved.value)
+    elif is_stateful(obj):
         obj.load_state_dict(saved)
     elif isinstance(obj, np.random.Generator):
         if not isinstance(saved, Mapping):
@@ -178,7 +192,7 @@ def check_like(saved: Any, here: Any, name: str) -> None:
 
 def snapshot(obj: Any, name: str = "object") -> Any:
     """A copy of the state of anything that `save_state` takes, for `restore`."""
-    return copied(state_of(obj, name))
+    return copied(state_of(obj, name, exact=True))
 
 
 def restore(obj: Any, snap: Any, name: str = "object") -> None:
@@ -227,6 +241,7 @@ def save_state(path: str | os.PathLike[str], /, **objects: Any) -> None:
 
     Raises:
         TypeError: Something is none of these; the message says where.
+        ValueError: An object has the name "partial", which is that of an option of `load_state`.
         OSError: The file could not be written; what was there is still there.
 
     Example:
@@ -243,6 +258,8 @@ def save_state(path: str | os.PathLike[str], /, **objects: Any) -> None:
         (array([1., 1.]), True)
         >>> folder.cleanup()
     """
+    if "partial" in objects:
+        raise ValueError("objects must not have the name 'partial': load_state has an option that is called so")
     write(path, objects)
 
 
