@@ -138,6 +138,8 @@ FAILURES = {
     "train empty.csv": "empty.csv is empty",
     "train short.csv": "short.csv, line 3: 3 cells expected as in the first line, got 2",
     "train cell.csv": "cell.csv, line 3: 'b' must be a number, got 'x'",
+    "train label.csv": "label.csv, line 3: 'b' must be a label, got ' '",
+    "train --resume --out nowhere": "nowhere has no run, so there is nothing to go on with",
     "train column.csv": "column.csv must have at least 2 columns, separated by commas, got 1",
     "train cell.csv --label d": "cell.csv has no column 'd'; it has a, b, c, or the numbers 0 to 2",
     "train cell.csv --label 3": "cell.csv has no column '3'",
@@ -190,6 +192,7 @@ def files(folder: Path) -> None:
     (folder / "empty.csv").write_text("\n\n")
     (folder / "short.csv").write_text("a,b,c\n1,2,3\n4,5\n")
     (folder / "cell.csv").write_text("a,b,c\n1,2,3\n4,x,6\n")
+    (folder / "label.csv").write_text("a,b\n1,x\n2, \n3,y\n")
     (folder / "column.csv").write_text("a\n1\n2\n")
 
 
@@ -214,7 +217,6 @@ def test_interrupted_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_loss_of_nan_is_1(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("digits", "--optimizer", "sgd", "--lr", "1e30", "--norm", "none", "--epochs", "2") == 1
     message = capsys.readouterr().err
@@ -597,13 +599,113 @@ def test_a_longer_run_says_what_jumps(here: Path, capsys: pytest.CaptureFixture[
     assert run("--resume", "--epochs", "9", "--overwrite") == 1
 
 
+MISFITS = {
+    "--schedule cosine": "--schedule",
+    "--optimizer sgd --set nesterov=false": "--optimizer, --set",
+    "--batch-size 5": "--batch-size",
+    "--ema-decay 0.9 --lr 0.1": "--lr, --ema-decay",
+}
+
+
+FLAGS_WIN = {
+    "--lr 0.5": {"lr": 0.5},
+    "--lr 0.5 --weight-decay 0.25": {"lr": 0.5, "weight_decay": 0.25},
+    "--set betas=0.5,0.75 --set eps=1e-3": {"betas": (0.5, 0.75), "eps": 1e-3},
+    "--max-norm 2 --clip-value 3 --set nonfinite=skip": {"max_norm": 2.0, "clip_value": 3.0, "nonfinite": "skip"},
+    "--ema-decay 0.25": {"ema_decay": 0.25},
+}
+
+
+@TOML
+@pytest.mark.parametrize(("flags", "values"), FLAGS_WIN.items())
+def test_flags_win_over_the_checkpoint(flags: str, values: dict[str, Any], here: Path) -> None:
+    from ironstep.train import read_state
+
+    blobs(here / "data.npz")
+    more = ["--ema-decay", "0.5"] if "ema" in flags else []
+    assert run("data.npz", "--hidden", "8", "--epochs", "2", "--lr", "0.125", "--set", "eps=1e-6", *more) == 0
+    assert run("--resume", *flags.split(), "--epochs", "4") == 0
+    saved = read_state("run/last.safetensors")["opt"]
+    is_now = saved["param_groups"][0] | saved["options"]
+    assert {name: is_now[name] for name in values} == values
+    assert is_now["eps"] == values.get("eps", 1e-6)  # by config.toml
+    assert [float(row["lr"]) for row in history(here / "run")] == [0.125] * 2 + [values.get("lr", 0.125)] * 2
+
+
+@TOML
+def test_a_plateau_goes_on_from_another_lr(here: Path) -> None:
+    blobs(here / "data.npz")
+    assert run("data.npz", "--hidden", "8", "--epochs", "2", "--lr", "0.125", "--schedule", "plateau") == 0
+    assert run("--resume", "--lr", "0.5", "--epochs", "3") == 0
+    assert run("--resume", "--epochs", "4") == 0
+    assert [float(row["lr"]) for row in history(here / "run")] == [0.125, 0.125, 0.5, 0.5]
+
+
+@TOML
+def test_nothing_left_to_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blobs(here / "data.npz")
+    assert run("data.npz", "--hidden", "8", "--epochs", "2") == 0
+    assert "nothing was left" not in capsys.readouterr().out
+    assert run("--resume") == 0
+    assert "nothing was left to do after 2 epochs; a higher --epochs makes the run longer\n" in capsys.readouterr().out
+    assert run("data.npz", "--hidden", "8", "--resume", "--out", "new", "--epochs", "1") == 0
+    assert "new has no checkpoint to go on from: the run begins\n" in capsys.readouterr().out
+
+
+def test_interrupted_runs_say_how_to_go_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blobs(here / "data.npz")
+    real, left = _train.train_step, [0]
+
+    def train_step(*args: Any) -> Callable[..., Any]:
+        step = real(*args)
+
+        def counted(*batch: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return step(*batch)
+
+        return counted
+
+    monkeypatch.setattr(_train, "train_step", train_step)
+    argv = ["data.npz", "--hidden", "8", "--checkpoint-every", "1", "--out", "a b"]
+    assert run(*argv) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    left[0] = 3
+    assert run(*argv) == 130
+    hint = "go on with: python -m ironstep train --resume --out 'a b'"
+    assert capsys.readouterr().err == f"error: interrupted\n{hint}\n"
+
+
+def test_names_of_classes_are_saved(here: Path) -> None:
+    from ironstep.train import read_state
+
+    (here / "data.csv").write_text("a,kind\n" + "1,no\n2,yes\n" * 20)
+    assert run("data.csv", "--hidden", "4", "--epochs", "1") == 0
+    assert read_state("run/model.safetensors")["classes"] == ["no", "yes"]
+    line(here / "line.csv")
+    assert run("line.csv", "--hidden", "4", "--epochs", "1", "--overwrite") == 0
+    assert list(read_state("run/model.safetensors")) == ["model", "scaling"]
+
+
 @TOML
 def test_a_resume_that_fails_changes_no_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blobs(here / "data.npz")
     assert run("data.npz", "--hidden", "8", "--epochs", "2") == 0
     before = {path.name: path.read_bytes() for path in (here / "run").iterdir()}
     assert run("--resume", "--hidden", "9", "--epochs", "3") == 1
-    assert "must have shape (9, 4), got (8, 4)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "last.safetensors does not fit these flags (--hidden): " in error
+    assert "must have shape (9, 4), got (8, 4)" in error
+    assert "; go on with those of its config.toml, or begin anew with --overwrite or another --out\n" in error
+    assert error.count("\n") == 1
+    for flags, what in MISFITS.items():
+        assert run("--resume", *flags.split(), "--epochs", "3") == 1
+        error = capsys.readouterr().err
+        assert f"does not fit these flags ({what}): " in error
+        assert "make the optimiser" not in error
     assert {path.name: path.read_bytes() for path in (here / "run").iterdir()} == before
     assert run("--resume", "--epochs", "3") == 0
 
@@ -655,7 +757,7 @@ def saved(*argv: str, out: str = "run") -> tuple[_data.Problem, nn.Sequential]:
     """The digits, and the model that a run on them has left."""
     task = _data.problem(_data.load("digits", None, None), options())
     model = _train.network(task, options(*argv))
-    load_state(f"{out}/model.safetensors", model=model, scaling=task.scaling)
+    load_state(f"{out}/model.safetensors", model=model, scaling=task.scaling, partial=True)
     return task, model
 
 
@@ -765,7 +867,7 @@ def test_lr_find(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_constructor_has_a_bare_name() -> None:
-    makes_others = {"chain", "join", "parse", "per_epoch", "scale", "scaled_lr", "shift", "one_cycle_momentum"}
+    makes_others = {"chain", "join", "parse", "per_epoch", "scale", "scaled_lr", "shift", "one_cycle_momentum", "add"}
     constructors = {
         name
         for name in schedules.__all__

@@ -839,3 +839,25 @@ def test_a_decay_that_is_too_large_for_the_layers() -> None:
         train.layer_groups(params, 0.1, decay=2.6)
     assert len(train.layer_groups(params, 0.1, decay=2.0 ** (1 / 2))) == 800
     assert len(train.layer_groups(params, 0.1)) == 800
+
+
+def test_matching_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    old, new = (nn.Sequential(nn.Linear(4, 8, seed=s), nn.Linear(8, 5 - s, seed=s)) for s in (0, 1))
+    train.save_state(path, model=old, other=nn.Linear(2, 2, seed=0))
+    report = train.load_matching(new, path, name="model")
+    assert report.loaded == ("0.weight", "0.bias")
+    np.testing.assert_array_equal(new.params["0.weight"], old.params["0.weight"])
+    for name in (None, "net"):
+        with pytest.raises(ValueError, match=f"name must say what .*, which has 'model', 'other'; got {name!r}"):
+            train.load_matching(new, path, name=name)
+    with pytest.raises(ValueError, match="name is for a file"):
+        train.load_matching(new, old.state_dict(), name="model")
+    train.save_state(path, net=old)
+    assert train.load_matching(old, str(path)).missing == ()
+
+
+@pytest.mark.parametrize("params", [nn.Linear(2, 2, seed=0), [{"params": nn.Linear(2, 2, seed=0)}]])
+def test_a_model_is_not_its_params(params: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be an array, or a nest of .* arrays, got a Linear: use model.params"):
+        AdamW(params)

@@ -126,7 +126,7 @@ def test_counts_and_fields(way: str) -> None:
     assert (result.nit, result.nfev, result.njev) == (7, 8, 8)
     assert calls == {"fun": 8, "jac": 8 if way == "jac" else 0}
     assert (result.status, result.success) == (1, False)
-    assert result.message == "The number of iterations has reached maxiter."
+    assert result.message == "The number of iterations has reached maxiter; another lr, or a higher maxiter, may help."
     assert set(result) == {"x", "fun", "jac", "nit", "nfev", "njev", "success", "status", "message"}
     assert type(result.fun) is float
 
@@ -421,14 +421,25 @@ def test_a_callback_may_stop() -> None:
         ({"jac": "2-point"}, ValueError, "jac must be True"),
         ({"jac": False}, ValueError, "jac must be True"),
         ({"fun": 3}, TypeError, "fun must be a function of x, got 3"),
-        ({"method": "bfgs"}, ValueError, "method must be one of lamb, .*adamw.*, got 'bfgs'"),
+        ({"method": "walk"}, ValueError, "method must be one of lamb, .*adamw.*, got 'walk'$"),
+        ({"method": "L-BFGS-B"}, ValueError, "got 'L-BFGS-B'; that one is a method of scipy.optimize.minimize"),
         ({"method": optim.Adam}, TypeError, "method must be the name of an optimiser"),
         ({"maxiter": -1}, ValueError, "maxiter must be"),
         ({"maxiter": 1e3}, TypeError, "maxiter must be an integer"),
         ({"gtol": -1.0}, ValueError, "gtol must be finite and at least 0"),
         ({"ftol": math.nan}, ValueError, "ftol must be finite and at least 0"),
         ({"lr": -1.0}, ValueError, "lr must be finite and at least 0"),
-        ({"nose": 1}, TypeError, "nose"),
+        (
+            {"nose": 1},
+            TypeError,
+            "minimize has no argument 'nose': it takes lr, .* of AdamW, betas, .*max_norm",
+        ),
+        ({"options": {"disp": True}}, TypeError, "minimize has no argument 'disp'"),
+        ({"options": 3}, TypeError, "options must be a dict or None, got 3"),
+        ({"options": {"lr": 0.1}, "lr": 0.01}, TypeError, "lr is given twice: in options, too"),
+        ({"options": {"eps": 0.1}, "eps": 0.1}, TypeError, "eps is given twice"),
+        ({"options": {"gtol": 0.1}, "tol": 0.1}, TypeError, "gtol is given twice: tol is gtol"),
+        ({"tol": -1.0}, ValueError, "gtol must be"),
         ({"maximize": True}, ValueError, "maximize=True is no minimisation"),
         ({"callback": 3}, TypeError, "callback must be a function or None"),
         ({"x0": np.zeros((2, 3), complex)}, TypeError, "x0 must be float32, float64 or integers, got complex128"),
@@ -448,6 +459,30 @@ def test_a_callback_may_stop() -> None:
 def test_bad_arguments(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         minimize(**{"fun": both, "x0": np.zeros((2, 3)), "jac": True} | kwargs)
+
+
+def test_an_unknown_argument_of_the_minimizer() -> None:
+    with pytest.raises(TypeError, match=r"Minimizer has no argument 'nose': it takes lr, bounds, .* of SGD, momentum"):
+        optimize.Minimizer([1.0], "sgd", nose=1)
+
+
+def test_options_as_in_scipy() -> None:
+    plain = minimize(both, np.zeros((2, 3)), jac=True, lr=0.1, maxiter=400, gtol=0.01, eps=1e-6)
+    again = minimize(both, np.zeros((2, 3)), jac=True, tol=0.01, options={"lr": 0.1, "maxiter": 400, "eps": 1e-6})
+    assert plain.nit == again.nit < 400
+    np.testing.assert_array_equal(plain.x, again.x)
+
+
+def test_divergence_warns_of_nothing() -> None:
+    """The result says it; but who has asked NumPy to raise is served."""
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return float((x**2).sum()), x**3
+
+    result = minimize(fun, [3.0], jac=True, method="sgd", lr=1e3, maxiter=30)
+    assert (result.status, result.success) == (2, False)
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        minimize(fun, [3.0], jac=True, method="sgd", lr=1e3, maxiter=30)
 
 
 def test_without_scipy() -> None:

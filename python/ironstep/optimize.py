@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from . import optim
 from .functional._arrays import NOT_NEGATIVE, Array, integer, number, unmasked
 from .optim import Optimizer
+from .optim._base import Options
 from .optim._hyper import Scalar
 
 __all__ = ["Minimizer", "method", "minimize"]
@@ -41,7 +42,15 @@ METHODS: dict[str, type[Optimizer]] = {
 }
 """The optimisers by the names that `method` takes."""
 
+SCIPY = (
+    *("nelder-mead", "powell", "cg", "bfgs", "newton-cg", "l-bfgs-b", "tnc", "cobyla", "cobyqa", "slsqp"),
+    *("trust-constr", "dogleg", "trust-ncg", "trust-exact", "trust-krylov"),
+)
+"""The methods that somebody may expect here."""
+
 LR = 0.01
+MAXITER = 1000
+GTOL = 1e-5
 
 MAX_STEPS = 2**63 - 1
 
@@ -50,8 +59,24 @@ def _optimizer(name: Any) -> type[Optimizer]:
     if not isinstance(name, str):
         raise TypeError(f"method must be the name of an optimiser, such as 'adamw', got {name!r}")
     if name.lower() not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+        hint = "; that one is a method of scipy.optimize.minimize" if name.lower() in SCIPY else ""
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}{hint}")
     return METHODS[name.lower()]
+
+
+def _check_known(what: str, own: list[str], cls: type[Optimizer], hyperparams: Mapping[str, Any]) -> None:
+    """Refuses keywords that neither `what`, which takes `own`, nor the optimiser has."""
+    from inspect import signature
+
+    kinds = signature(cls).parameters.values()
+    theirs = [p.name for p in kinds if p.kind is not p.VAR_KEYWORD and p.name not in ("params", "lr")]
+    theirs += Options.__annotations__
+    for name in hyperparams:
+        if name not in theirs:
+            raise TypeError(
+                f"{what} has no argument {name!r}: it takes {', '.join(own)}, and the hyperparameters of "
+                f"{cls.__name__}, {', '.join(theirs)}"
+            )
 
 
 def _start(x0: Any) -> Array:
@@ -159,6 +184,7 @@ class Minimizer:
         **hyperparams: Any,
     ) -> None:
         cls: Any = _optimizer(method)
+        _check_known("Minimizer", ["lr", "bounds"], cls, hyperparams)
         if hyperparams.get("maximize"):
             raise ValueError("maximize=True is no minimisation; give the negative function and gradient")
         self._x = _start(x0)
@@ -280,7 +306,7 @@ def _result(**fields: Any) -> Any:
 
 MESSAGES = {
     0: "The largest element of the gradient is at most gtol.",
-    1: "The number of iterations has reached maxiter.",
+    1: "The number of iterations has reached maxiter; another lr, or a higher maxiter, may help.",
     2: "The function or its gradient is not finite.",
     3: "The function changed by at most ftol, relatively.",
     99: "`callback` raised `StopIteration`.",
@@ -294,12 +320,14 @@ def minimize(
     method: str = "adamw",
     jac: Any = None,
     bounds: Any = None,
+    tol: float | None = None,
     callback: Callable[..., Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     *,
-    lr: Scalar = LR,
-    maxiter: int = 1000,
-    gtol: float = 1e-5,
-    ftol: float = 0.0,
+    lr: Scalar | None = None,
+    maxiter: int | None = None,
+    gtol: float | None = None,
+    ftol: float | None = None,
     **hyperparams: Any,
 ) -> Any:
     r"""Minimises a function of several variables by an optimiser of ours, in the way of `scipy.optimize.minimize`.
@@ -320,12 +348,16 @@ def minimize(
         jac: True, or `jac(x, *args)`, which gives the gradient in the shape of x.
         bounds: A `scipy.optimize.Bounds`, or a pair (low, high) for each element in C order, None for no bound; see
             `Minimizer`.
+        tol: SciPy's name for `gtol`.
         callback: Called after each step as SciPy does: `callback(intermediate_result=...)` with `x` and `fun` if that
             is the name of its only parameter, else `callback(x)`. If it raises StopIteration this is the end.
-        lr: Learning rate: about as far as an element moves in a step of Adam; or a schedule.
-        maxiter: The most steps to take.
-        gtol: Success if no element of the gradient is larger; those that point out of the bounds do not count.
-        ftol: Success if $|f_{t} - f_{t-1}| \le$ `ftol` $\max(|f_t|, |f_{t-1}|, 1)$; 0 does not look at it.
+        options: A dict with any of the following arguments, as SciPy takes them.
+        lr: Learning rate: about as far as an element moves in a step of Adam; or a schedule. By default 0.01.
+        maxiter: The most steps to take. By default 1000.
+        gtol: Success if no element of the gradient is larger; those that point out of the bounds do not count. By
+            default 1e-5.
+        ftol: Success if $|f_{t} - f_{t-1}| \le$ `ftol` $\max(|f_t|, |f_{t-1}|, 1)$; 0, the default, does not look at
+            it.
         **hyperparams: Of the optimiser. `weight_decay` is 0 if it is left out: it would move the minimum.
 
     Returns:
@@ -336,7 +368,8 @@ def minimize(
     Raises:
         ValueError: There is no gradient, the method is unknown, an argument is out of range, or the gradient has
             another shape.
-        TypeError: An argument is of a wrong type, or the optimiser has no such hyperparameter.
+        TypeError: An argument is of a wrong type, is none of these nor of the optimiser's hyperparameters, or is given
+            twice.
         ModuleNotFoundError: SciPy is not installed (`pip install "ironstep[scipy]"`).
 
     Example:
@@ -362,20 +395,38 @@ def minimize(
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function or None, got {callback!r}")
     args = args if isinstance(args, tuple) else (args,)
-    maxiter = integer("maxiter", maxiter, 0, MAX_STEPS)
-    gtol, ftol = number("gtol", gtol, NOT_NEGATIVE), number("ftol", ftol, NOT_NEGATIVE)
+    given = {"lr": lr, "maxiter": maxiter, "gtol": gtol, "ftol": ftol}
+    settings = {name: value for name, value in given.items() if value is not None} | hyperparams
+    for source in ({} if options is None else options, {} if tol is None else {"gtol": tol}):
+        if not isinstance(source, Mapping):
+            raise TypeError(f"options must be a dict or None, got {options!r}")
+        for name, value in source.items():
+            if name in settings:
+                raise TypeError(
+                    f"{name} is given twice: {'tol is gtol' if source is not options else 'in options, too'}"
+                )
+            settings[name] = value
+    known = ["lr", "maxiter", "gtol", "ftol"]
+    _check_known("minimize", known, _optimizer(method), {k: v for k, v in settings.items() if k not in known})
+    maxiter = integer("maxiter", settings.pop("maxiter", MAXITER), 0, MAX_STEPS)
+    gtol = number("gtol", settings.pop("gtol", GTOL), NOT_NEGATIVE)
+    ftol = number("ftol", settings.pop("ftol", 0.0), NOT_NEGATIVE)
     _result()  # Raises now, not after the work, if there is no SciPy.
-    search = Minimizer(x0, method, lr=lr, bounds=bounds, **hyperparams)
+    search = Minimizer(x0, method, bounds=bounds, **settings)
     tell_callback = _callback(callback)
 
+    # Where it diverges the result says so. Who has asked NumPy to raise or to print is served.
+    quiet: Any = {kind: "ignore" for kind, what in np.geterr().items() if what == "warn"}
+
     def evaluate(x: Array) -> tuple[float, Array]:
-        if jac is True:
-            result = fun(x.copy(), *args)
-            if not isinstance(result, (tuple, list)) or len(result) != 2:
-                raise TypeError(f"fun must return (value, gradient) if jac=True, got {type(result).__name__}")
-            value, grad = result
-        else:
-            value, grad = fun(x.copy(), *args), jac(x.copy(), *args)
+        with np.errstate(**quiet):
+            if jac is True:
+                result = fun(x.copy(), *args)
+                if not isinstance(result, (tuple, list)) or len(result) != 2:
+                    raise TypeError(f"fun must return (value, gradient) if jac=True, got {type(result).__name__}")
+                value, grad = result
+            else:
+                value, grad = fun(x.copy(), *args), jac(x.copy(), *args)
         return _value(value, "the value of fun"), _gradient(grad, x)
 
     nit, status, last = 0, None, math.nan
@@ -470,7 +521,7 @@ class _Method:
             raise ValueError(f"{self._name} takes no constraints but bounds, got {constraints!r}")
         if tol is not None:
             options.setdefault("gtol", tol)
-        return minimize(fun, x0, args, self._name, jac, bounds, callback, **options)
+        return minimize(fun, x0, args, self._name, jac, bounds, None, callback, options)
 
     def __repr__(self) -> str:
         return f"ironstep.optimize.method({self._name!r})"

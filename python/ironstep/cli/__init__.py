@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ._arguments import UsageError, parse
-from ._common import CommandError
+from ._common import CommandError, Interrupted
 
 __all__ = ["main"]
 
@@ -66,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error} ({error.parser.prog} --help says more)", 2)
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        code = _complain("interrupted", 130)
+        if isinstance(stop, Interrupted):
+            print(stop, file=sys.stderr)
+        return code
     except BrokenPipeError:  # `| head`: nobody reads on, and nobody would read a complaint
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@ import ast
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -241,6 +241,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _flag(group, "--max-lr", "X", POSITIVE, 10.0, "of the last step")
     _flag(group, "--num", "N", _whole(2), 100, "steps")
     _flag(group, "--out", "FOLDER", Path, Path(), "where lr-find.png goes")
+    _switch(group, "--no-progress", "as in train; there is nothing to leave out")
 
     p = add(
         "schedule",
@@ -283,8 +284,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.command == "train":
         options = _configured(top, parsers["train"], options, argv)
     if options.command in ("train", "lr-find") and options.data is None:
+        if getattr(options, "resume", False) and options.config is None:
+            raise CommandError(f"{options.out} has no {_missing(options.out)}, so there is nothing to go on with")
         raise UsageError(parsers[options.command], "the following arguments are required: DATA")
     return options
+
+
+def _missing(out: Path) -> str:
+    return "config.toml, and DATA is not given" if (out / "last.safetensors").exists() else "run"
 
 
 # -- Configuration files -----------------------------------------------------------------------------------------------
@@ -384,6 +391,22 @@ def _plain(text: str) -> Any:
     # A literal of infinity is 1e999, but its TOML, inf, would be none.
     items = value if isinstance(value, tuple) else (value,)
     return value if all(isinstance(x, (bool, int, float)) and abs(x) != math.inf for x in items) else text
+
+
+def changed(options: argparse.Namespace, before: Mapping[str, Any]) -> list[str]:
+    """The flags that are not as in a `config.toml` that was read."""
+    if not before:
+        return []
+    sets = {name: _toml(_plain(text)) for name, text in dict(options.set).items()}
+    old_sets = {name: _toml(value) for name, value in before.get("set", {}).items()}
+    now = {name.replace("_", "-"): value for name, value in vars(options).items() if name not in ("command", "set")}
+    flags = []
+    for name, value in now.items():
+        old = before.get(name)
+        same = value is old or (None not in (value, old) and _toml(value) == _toml(old))
+        if not same and name not in (*NOT_IN_CONFIG, "out", "no-progress", "epochs", "time-limit"):
+            flags.append("DATA" if name == "data" else f"--{name}")
+    return flags + (["--set"] if sets != old_sets else [])
 
 
 def write_config(options: argparse.Namespace, path: Path) -> None:

@@ -15,6 +15,10 @@ class CommandError(Exception):
     """A run that cannot go on, for a reason that its user can mend."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, where there is something to say about it: its argument."""
+
+
 def many(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 

@@ -107,6 +107,8 @@ def _read_csv(path: Path, label: str | None) -> tuple[Array, Array]:
         if wrong := [i for i in inputs if not _is_number(row[i])]:
             i = wrong[0]
             raise CommandError(f"{path}, line {line}: {names[i]!r} must be a number, got {row[i]!r}")
+        if not row[column].strip():
+            raise CommandError(f"{path}, line {line}: {names[column]!r} must be a label, got {row[column]!r}")
         x[k] = [float(row[i]) for i in inputs]
     return x, _cells([row[column].strip() for _, row in rows])
 

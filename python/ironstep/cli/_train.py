@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import literal, read_toml, write_config
-from ._common import Array, CommandError, many, picture
+from ._arguments import changed, literal, read_toml, write_config
+from ._common import Array, CommandError, Interrupted, many, picture
 from ._data import Problem, load, problem
 from ._schedule import curve
 
@@ -239,9 +241,20 @@ def train(options: argparse.Namespace) -> None:
         raise CommandError(f"{out} has a run already: --resume goes on with it, --overwrite begins anew")
     out.mkdir(parents=True, exist_ok=True)
     config = out / "config.toml"
+    last = out / "last.safetensors"
     before = read_toml(config) if options.resume and config.exists() else {}
+    if options.resume and not last.exists():
+        print(f"{out} has no checkpoint to go on from: the run begins", flush=True)
+    take_flags = _flags(opt)
 
     def begin(run: Run) -> None:
+        take_flags()
+        if plateau is not None and run.step:
+            # It has come down from what --lr was.
+            old, now = before.get("lr", _default_lr(options)), names["lr"]
+            saved = plateau.state_dict()
+            if old != now:
+                plateau.load_state_dict({**saved, "lr": saved["lr"] / old * now})
         if jumps := _jumps(options, before, names, len(batches), opt.steps) if run.step else []:
             print(
                 f"with {many(options.epochs, 'epoch')} instead of {before['epochs']}, schedules are stretched: "
@@ -270,23 +283,47 @@ def train(options: argparse.Namespace) -> None:
     sizes = ", ".join(f"{len(part[0]):,} to {name}" for name, part in parts.items() if part)
     print(f"{data}; {sizes}\n{_described(model, options)}, {described}", flush=True)
     started = time.perf_counter()
-    history = loop.fit(
-        train_step(model, task, options, take),
-        batches,
-        options.epochs,
-        callbacks=[callback for callback in callbacks if callback is not None],
-        validate=partial(measured, model, task, task.validation) if task.validation is not None else None,
-        state=state,
-        resume=out / "last.safetensors" if options.resume else None,
-        progress=False if options.no_progress else None,
-    )
+    try:
+        # What diverges is found by TerminateOnNaN, which says more than NumPy's warnings.
+        with np.errstate(all="ignore"):
+            history = loop.fit(
+                train_step(model, task, options, take),
+                batches,
+                options.epochs,
+                callbacks=[callback for callback in callbacks if callback is not None],
+                validate=partial(measured, model, task, task.validation) if task.validation is not None else None,
+                state=state,
+                resume=last if options.resume else None,
+                progress=False if options.no_progress else None,
+            )
+    except KeyboardInterrupt:
+        if not last.exists():
+            raise
+        raise Interrupted(f"go on with: python -m ironstep train --resume --out {shlex.quote(str(out))}") from None
+    except (TypeError, ValueError) as error:
+        if call.begun or not (options.resume and last.exists()):
+            raise
+        loop.read_state(last)  # Raises what is to be said if it is the file that is broken.
+        flags = ", ".join(changed(options, before))
+        what = str(error.__cause__ or error).partition(": make the optimiser")[0]  # That is for scripts.
+        raise CommandError(
+            f"{last} does not fit these flags{flags and f' ({flags})'}: {what}; "
+            "go on with those of its config.toml, or begin anew with --overwrite or another --out"
+        ) from None
     seconds = time.perf_counter() - started
     if not call.worth_saving:
         raise CommandError(f"the run was stopped: {history.reason}; a lower --lr, or --max-norm 1, may help")
-    loop.save_state(out / "model.safetensors", model=model, scaling=task.scaling)
+    saved: dict[str, Any] = {"model": model, "scaling": task.scaling}
+    if task.classify:
+        saved["classes"] = _Names(data.classes)
+    loop.save_state(out / "model.safetensors", **saved)
     epochs = f"{many(len(history) - call.epochs_before, 'epoch')} in {seconds:.1f} s"
     in_all = f", {len(history)} in all" if call.epochs_before else ""
-    print(f"{epochs}{in_all}{f'; stopped: {history.reason}' if history.reason else ''}")
+    if call.steps_before is not None and call.steps_before == call.steps:
+        why = f"the run had stopped: {history.reason}" if history.reason else "a higher --epochs makes the run longer"
+        print(f"nothing was left to do after {many(len(history), 'epoch')}; {why}")
+    else:
+        print(f"{epochs}{in_all}{f'; stopped: {history.reason}' if history.reason else ''}")
     if task.validation is not None and len(history):
         row = history.rows[stopping.best_epoch - 1 if stopping else -1]
         print(f"validation: {_said(_validation(row))} (epoch {row['epoch']})")
@@ -310,15 +347,47 @@ class _Call:
     def __init__(self, begin: Callable[[Run], None]) -> None:
         """`begin` is called when the run is known to be one that can go on with these flags."""
         self.begin = begin
+        self.begun = False
         self.epochs_before = 0
+        self.steps_before: int | None = None
+        self.steps = 0
         self.worth_saving = True
 
     def on_start(self, run: Run) -> None:
-        self.epochs_before = run.epoch
+        self.begun = True
+        self.epochs_before, self.steps_before = run.epoch, run.step
         self.begin(run)
 
     def on_end(self, run: Run) -> None:
+        self.steps = run.step
         self.worth_saving = run.worth_saving
+
+
+class _Names:
+    """Texts, as something that `save_state` takes."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def state_dict(self) -> list[str]:
+        return self.names
+
+    def load_state_dict(self, state_dict: list[str]) -> None:
+        self.names = state_dict
+
+
+def _flags(opt: Optimizer) -> Callable[[], None]:
+    """A function that sets hyperparameters and options to what they are now: a checkpoint brings its own numbers."""
+    groups = [copy.copy(group) for group in opt.param_groups]
+    around = {name: getattr(opt, name) for name in ("max_norm", "clip_value", "nonfinite", "ema_decay")}
+
+    def take() -> None:
+        for group, flags in zip(opt.param_groups, groups, strict=True):
+            group.take(flags)
+        for name, value in around.items():
+            setattr(opt, name, value)
+
+    return take
 
 
 def _jumps(
@@ -349,10 +418,12 @@ def _refuse(options: argparse.Namespace) -> None:
 
 
 def _base_lr(options: argparse.Namespace) -> float:
+    return _default_lr(options) if options.lr is None else float(options.lr)
+
+
+def _default_lr(options: argparse.Namespace) -> float:
     import inspect
 
-    if options.lr is not None:
-        return float(options.lr)
     default = inspect.signature(_optimizer_class(options)).parameters["lr"].default
     return float(default) if isinstance(default, float) else 1e-3
 
@@ -378,15 +449,16 @@ def lr_find(options: argparse.Namespace) -> None:
     model = network(task, options)
     opt, described = optimizer(model.params, options, options.lr, {})
     print(f"{task.data}; {len(task.train[0]):,} to train\n{_described(model, options)}, {described}", flush=True)
-    found = loop.lr_find(
-        train_step(model, task, options, lambda grads, samples: opt.step(grads)),
-        _batches(task, options),
-        opt,
-        state={"model": model},
-        min_lr=options.min_lr,
-        max_lr=options.max_lr,
-        num=options.num,
-    )
+    with np.errstate(all="ignore"):  # It is to diverge in the end.
+        found = loop.lr_find(
+            train_step(model, task, options, lambda grads, samples: opt.step(grads)),
+            _batches(task, options),
+            opt,
+            state={"model": model},
+            min_lr=options.min_lr,
+            max_lr=options.max_lr,
+            num=options.num,
+        )
     print(f"{many(len(found.lrs), 'learning rate')} from {found.lrs[0]:.3g} to {found.lrs[-1]:.3g}; {found.stopped}")
     meanings = {
         "valley": "in the longest fall of the loss; a good first choice",

@@ -371,6 +371,11 @@ class Optimizer:
                     f"{name} has {unknown[0]!r}, which is no hyperparameter of {type(self).__name__}: it takes "
                     f"{', '.join(self._defaults)}"
                 )
+            if isinstance(getattr(params, "params", None), Mapping) and not isinstance(params, Mapping):
+                raise TypeError(
+                    f"{name} must be an array, or a nest of dicts, lists and tuples of arrays, got a "
+                    f"{type(params).__name__}: use model.params"
+                )
             tree = _core.Tree(params, name)
             if len(tree) == 0:
                 raise ValueError(f"{name} must hold at least one array, got {params!r}")

@@ -42,7 +42,7 @@ from ._fit import Run, fit
 from ._history import History
 from ._loggers import CSVLogger, JSONLLogger, LogTo
 from ._lr_find import LRFind, lr_find
-from ._state import load_state, save_state
+from ._state import load_state, read_state, save_state
 
 __all__ = [
     "Accumulator",
@@ -71,6 +71,7 @@ __all__ = [
     "load_matching",
     "load_state",
     "lr_find",
+    "read_state",
     "save_state",
     "sharpness",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from .. import _core
 from ..functional._arrays import Array, is_float, number, overlap, unmasked
 from ..optim._hyper import Limit, ParamGroup, Scalar
+from ._state import read_state
 
 if TYPE_CHECKING:
     from ..nn import Layer
@@ -62,8 +64,9 @@ class MatchReport(NamedTuple):
 
 def load_matching(
     target: Layer | Mapping[str, Any],
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | str | os.PathLike[str],
     *,
+    name: str | None = None,
     rename: Callable[[str], str | None] | Mapping[str, str] | None = None,
 ) -> MatchReport:
     """Copies into a model what fits by name and shape, and reports the rest: a pre-trained body under a new head.
@@ -76,7 +79,10 @@ def load_matching(
     Args:
         target: A layer, or a dict of arrays (nested ones: names are joined by dots). Written in place.
         state_dict: Arrays by name, also nested: from `state_dict()` of a layer, `np.load` (which gives bfloat16 as
-            "|V2"), safetensors, or torch (tensors on the CPU are taken as arrays, those of bfloat16 need `.float()`).
+            `"|V2"`), safetensors, or torch (tensors on the CPU are taken as arrays, those of bfloat16 need `.float()`).
+            Or the path of a file that `save_state`, a `Checkpoint` or the command line wrote.
+        name: Of a file: the name that the weights were saved under, as in `save_state(path, model=model)`; it may be
+            left out if there is only one.
         rename: The name in the target for a name in `state_dict`: a dict, whose keys must all be there (other names
             stay as they are), or a function; for one that is to be left out it returns None.
 
@@ -105,11 +111,11 @@ def load_matching(
     """
     from ..nn import Layer  # Not at the top: loops without our layers need not load them.
 
+    given = named(_content(state_dict, name), "state_dict")
     own = target.params | target.buffers if isinstance(target, Layer) else named(target, "target")
     for name, array in own.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"target[{name!r}] must be a NumPy array, got {type(array).__name__}")
-    given = named(state_dict, "state_dict")
     names = _renamed(given, rename)
     unexpected = tuple(old for old in given if names[old] not in own)
     source = {new: old for old, new in names.items() if new in own}
@@ -143,6 +149,25 @@ def load_matching(
     for name, value in values.items():
         own[name][...] = value
     return report
+
+
+def _content(state_dict: Any, name: str | None) -> Any:
+    """The dict of arrays, which may be in a file."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a string or None, got {name!r}")
+    if not isinstance(state_dict, (str, os.PathLike)):
+        if name is not None:
+            raise ValueError(f"name is for a file that state_dict is the path of, got {name!r}")
+        return state_dict
+    saved = read_state(state_dict)
+    if name is None and len(saved) == 1:
+        return next(iter(saved.values()))
+    if name not in saved:
+        raise ValueError(
+            f"name must say what to take from {os.fspath(state_dict)}, which has {', '.join(map(repr, saved))}; got "
+            f"{name!r}"
+        )
+    return saved[name]
 
 
 def _check_writable(array: Array, where: str) -> None:

@@ -295,6 +295,32 @@ def load_state(path: str | os.PathLike[str], /, *, partial: bool = False, **obje
     load(path, objects, partial)
 
 
+def read_state(path: str | os.PathLike[str], /) -> dict[str, Any]:
+    """Reads a file that `save_state`, or a checkpoint of `fit`, wrote, without objects to load it into.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The states by name, each as its object's `state_dict` gave it: `load_matching` and `load_state_dict` take them.
+        All arrays are new.
+
+    Raises:
+        ValueError: It is no such file, or broken.
+        OSError: It could not be read.
+
+    Example:
+        >>> import numpy as np, os, tempfile
+        >>> from ironstep import train
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "run.safetensors")
+        ...     train.save_state(path, scaling={"mean": np.ones(2)})
+        ...     train.read_state(path)
+        {'scaling': {'mean': array([1., 1.])}}
+    """
+    return read(path_of("path", path))
+
+
 def write(path: str | os.PathLike[str], objects: Mapping[str, Any]) -> None:
     """`save_state` for names that are no identifiers."""
     encoder = _Encoder()
