@@ -19,8 +19,8 @@ images. At the end the script prints a table of the accuracy on test images, and
 
 What is seen with the defaults: the upper layers have learnt about 0 to 4 what is of little use for other digits, so a
 new last layer alone cannot make up for it. The convolutions can be kept: frozen they are about as good as trained ones,
-and the last way is the best one on average, by one to three points, which is less than the seeds differ. Five digits
-are little to learn from.
+and the last way is the best one on average, half a point to three points above from scratch, which is less than the
+seeds differ. Five digits are little to learn from.
 
 The data are the digits that come with ironstep. Needs `pip install "ironstep[plot]"`.
 """
