@@ -364,41 +364,6 @@ impl Schedule {
         })
     }
 
-    /// The last step that its equation is meant for, or infinity.
-    pub fn length(&self) -> f64 {
-        match *self {
-            Schedule::Ramp { span, .. } => span,
-            Schedule::Restarts { t_0, t_mult, cycles, endpoint, .. } if cycles > 0 => {
-                let (mut sum, mut length) = (0.0, t_0);
-                for _ in 0..cycles {
-                    sum += length;
-                    length *= t_mult;
-                }
-                if endpoint { sum - 1.0 } else { sum }
-            }
-            Schedule::Constant(_)
-            | Schedule::Decay { .. }
-            | Schedule::Steps { .. }
-            | Schedule::Restarts { .. }
-            | Schedule::InversePower { .. }
-            | Schedule::Cyclic { .. } => f64::INFINITY,
-            Schedule::Join { ref schedules, ref boundaries } => {
-                let last = schedules.last().map_or(f64::INFINITY, Schedule::length);
-                boundaries.last().copied().unwrap_or(0.0) + last
-            }
-            // Where the longest of those that end does; a factor without an end does not make the product endless.
-            Schedule::Product(ref schedules) | Schedule::Sum(ref schedules) => {
-                let ends = schedules.iter().map(Schedule::length).filter(|length| length.is_finite());
-                ends.reduce(|a, b| if a > b { a } else { b }).unwrap_or(f64::INFINITY)
-            }
-            Schedule::Shift(ref schedule, steps) => schedule.length() + steps,
-            Schedule::PerEpoch(ref schedule, steps) => schedule.length() * steps + (steps - 1.0),
-            Schedule::Warmup { ref schedule, steps, within, .. } => {
-                schedule.length() + if within { 0.0 } else { steps }
-            }
-        }
-    }
-
     /// `at` for many steps.
     ///
     /// # Errors
@@ -493,20 +458,5 @@ mod tests {
         let mut out = vec![0.0; steps.len()];
         let past = ramp(After::Raise).fill(&steps, &mut out).unwrap_err();
         assert_eq!(past, PastEnd { step: 7.5, last: 7.0 });
-    }
-
-    #[test]
-    fn lengths() {
-        let warm = |within| Schedule::Warmup {
-            schedule: Box::new(ramp(After::Hold)),
-            steps: 3.0,
-            start: 0.0,
-            skip_start: true,
-            within,
-        };
-        assert_eq!(warm(false).length(), 10.0);
-        assert_eq!(warm(true).length(), 7.0);
-        assert_eq!(Schedule::Constant(1.0).length(), f64::INFINITY);
-        assert_eq!(Schedule::Product(vec![Schedule::Constant(2.0), ramp(After::Hold)]).length(), 7.0);
     }
 }

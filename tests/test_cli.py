@@ -19,6 +19,7 @@ import pytest
 from ironstep import cli, functional, nn, optim, schedules
 from ironstep.cli import _arguments, _bench, _data, _info, _recipe, _schedule, _train
 from ironstep.data import load_digits, split
+from ironstep.optimize import METHODS
 from ironstep.train import load_state
 
 TOML = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is new in Python 3.11")
@@ -420,12 +421,12 @@ def test_networks(argv: list[str], kwargs: dict[str, Any], layers: list[str]) ->
     assert names(*argv, **kwargs) == layers
 
 
-OPTIMIZERS = sorted(_train.optimizers())
+OPTIMIZERS = sorted(METHODS)
 
 
 def test_all_optimizers_are_known() -> None:
     classes = {name for name in optim.__all__ if name not in ("Optimizer", "ParamGroup", "StepResult")}
-    assert {cls.__name__ for cls in _train.optimizers().values()} == classes
+    assert {cls.__name__ for cls in METHODS.values()} == classes
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -497,6 +497,7 @@ def test_suggestions() -> None:
     lrs, losses = bathtub()
     found = curve(losses, diverge=1e9)
     np.testing.assert_allclose(found.lrs, lrs, rtol=1e-12)
+    lrs = found.lrs
     inner = slice(10, len(lrs) - 5)
     low = 10 + int(np.argmin(losses[inner]))
     assert found.suggest("minimum") == pytest.approx(lrs[low] / 10, rel=1e-12)

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .functional._arrays import FINITE, Array, integer, number
+from .functional._arrays import FINITE, Array, count, flag, integer, number
 from .optim._hyper import Limit
 
 __all__ = ["BatchKey", "Batches", "load_digits", "split"]
@@ -52,20 +52,6 @@ FRACTION = Limit(5e-324, 1.0, "above 0 and below 1", closed=False)
 
 
 # -- Arguments ---------------------------------------------------------------------------------------------------------
-
-
-def _count(name: str, value: Any, low: int) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer at least {low}, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be an integer at least {low}, got {value!r}")
-    return int(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
 
 
 def _samples(arrays: Sequence[Any]) -> int:
@@ -239,23 +225,23 @@ class Batches:
                     "batch_size must be an integer at least 1, a function of the epoch, or None for one batch of "
                     f"everything, got {batch_size!r}"
                 )
-            self._batch_size = _count("batch_size", batch_size, 1)
-        self._shuffle = _flag("shuffle", shuffle) and batch_size is not None
+            self._batch_size = count("batch_size", batch_size, 1)
+        self._shuffle = flag("shuffle", shuffle) and batch_size is not None
         self._seed = None if seed is None else integer("seed", seed, 0, MAX_SEED)
         if self._shuffle and seed is None:
             raise ValueError(
                 "seed must be an integer from 0 to 2**64 - 1 to shuffle with, got None; give one, or shuffle=False"
             )
-        self._drop_last = _flag("drop_last", drop_last)
+        self._drop_last = flag("drop_last", drop_last)
         self._transform: Any = transform
         if self._transform is not None and not callable(self._transform):
             raise TypeError(f"transform must be a function of a key and the arrays, or None, got {transform!r}")
-        self._prefetch = _count("prefetch", prefetch, 0)
+        self._prefetch = count("prefetch", prefetch, 0)
         self._next = _Position(0, 0)
         """Where the next loop begins."""
         self._at = self._next
         """Where the leading loop stands, or stood."""
-        self._leader: Callable[[], _Loop | None] = _nobody
+        self._leader: Callable[[], Loop | None] = _nobody
         """A weak reference to the leading loop: of those alive the one that is furthest in the epoch."""
         self._moves = 0
         """How often the position was set by hand. Loops that are older have no say any more."""
@@ -317,7 +303,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """A loop over the epoch. It changes nothing before it has taken a batch."""
-        return _Loop(self)
+        return Loop(self)
 
     # -- Checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -404,12 +390,12 @@ class Batches:
         if seed is not None or self._shuffle:
             seed = integer("state_dict['seed']", seed, 0, MAX_SEED)
         epoch = integer("state_dict['epoch']", state_dict["epoch"], 0, MAX_SEED)
-        index = _count("state_dict['index']", state_dict["index"], 0)
+        index = count("state_dict['index']", state_dict["index"], 0)
         size: int | None = None
         if index:
             size = self._size(epoch) if not callable(self._batch_size) else None
             if size is None:
-                size = _count("state_dict['batch_size']", state_dict["batch_size"], 1)
+                size = count("state_dict['batch_size']", state_dict["batch_size"], 1)
         here = self._state(_Position(epoch, index, size), seed)
         for name in ("samples", "batch_size", "shuffle", "drop_last"):
             saved, own = state_dict[name], here[name]
@@ -452,7 +438,7 @@ def _nobody() -> None:
     return
 
 
-class _Loop(Iterator[tuple[Any, ...]]):
+class Loop(Iterator[tuple[Any, ...]]):
     """One loop over an epoch, with a position of its own."""
 
     def __init__(self, batches: Batches) -> None:

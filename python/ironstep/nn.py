@@ -71,7 +71,7 @@ from numpy.typing import DTypeLike
 
 from . import functional
 from .functional import _arrays
-from .functional._arrays import FINITE, NOT_NEGATIVE, PROBABILITY, Array, compute, number
+from .functional._arrays import FINITE, NOT_NEGATIVE, PROBABILITY, Array, compute, count, number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -147,20 +147,12 @@ def _dtype(dtype: DTypeLike, types: Sequence[str] = FLOATS) -> np.dtype[Any]:
     return dtype
 
 
-def _count(name: str, value: Any, low: int = 1) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value!r}")
-    return int(value)
-
-
 def _pair(name: str, value: Any, low: int = 1) -> tuple[int, int]:
     """Of height and width; one number stands for both."""
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be an integer or a pair of them, got {value!r}")
-    return _count(name, pair[0], low), _count(name, pair[1], low)
+    return count(name, pair[0], low), count(name, pair[1], low)
 
 
 def _axis(value: Any, rank: int) -> int:
@@ -174,7 +166,7 @@ def _axis(value: Any, rank: int) -> int:
 def _generator(seed: Any) -> np.random.Generator:
     if isinstance(seed, np.random.Generator):
         return seed
-    return np.random.default_rng(_count("seed", seed, 0))
+    return np.random.default_rng(count("seed", seed, 0))
 
 
 def _has_channels(input: Array, ranks: Sequence[int], channels: int, axis: int) -> None:
@@ -749,8 +741,8 @@ class Linear(_Product):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__()
-        self.in_features = _count("in_features", in_features)
-        self.out_features = _count("out_features", out_features)
+        self.in_features = count("in_features", in_features)
+        self.out_features = count("out_features", out_features)
         self.bias = bool(bias)
         self._begin((self.out_features, self.in_features), bias, init, seed, dtype)
 
@@ -860,8 +852,8 @@ class Conv2d(_Window):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__()
-        self.in_channels = _count("in_channels", in_channels)
-        self.out_channels = _count("out_channels", out_channels)
+        self.in_channels = count("in_channels", in_channels)
+        self.out_channels = count("out_channels", out_channels)
         self.kernel_size = _pair("kernel_size", kernel_size)
         self.stride = _pair("stride", stride)
         self.padding = _pair("padding", padding, 0)
@@ -1237,8 +1229,8 @@ class GroupNorm(_Norm):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__()
-        self.num_groups = _count("num_groups", num_groups)
-        self.num_channels = _count("num_channels", num_channels)
+        self.num_groups = count("num_groups", num_groups)
+        self.num_channels = count("num_channels", num_channels)
         if self.num_channels % self.num_groups:
             raise ValueError(f"num_channels must be a multiple of num_groups={num_groups}, got {num_channels}")
         self.eps = number("eps", eps, NOT_NEGATIVE)
@@ -1269,7 +1261,7 @@ class _Channels(_Norm):
         channel_axis: int,
         dtype: DTypeLike,
     ) -> None:
-        self.num_features = _count("num_features", num_features)
+        self.num_features = count("num_features", num_features)
         self.eps = number("eps", eps, NOT_NEGATIVE)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
@@ -1475,7 +1467,7 @@ def _lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
     lengths = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not lengths:
         raise ValueError(f"normalized_shape must have at least one axis, got {shape!r}")
-    return tuple(_count("normalized_shape", length) for length in lengths)
+    return tuple(count("normalized_shape", length) for length in lengths)
 
 
 def _ends(input: Array, shape: tuple[int, ...]) -> None:
@@ -1502,7 +1494,7 @@ class _Random(Layer):
         self.p = number("p", p, PROBABILITY)
         if isinstance(seed, np.random.Generator):
             seed = int(seed.integers(1 << 64, dtype=np.uint64))
-        elif _count("seed", seed, 0) >= 1 << 64:
+        elif count("seed", seed, 0) >= 1 << 64:
             raise ValueError(f"seed must be below 2**64, got {seed}")
         self.seed = int(seed)
         self._seeds = [self.seed]

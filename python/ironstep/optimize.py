@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from . import optim
 from .functional._arrays import NOT_NEGATIVE, Array, integer, number, unmasked
 from .optim import Optimizer
-from .optim._base import Options
+from .optim._base import arguments
 from .optim._hyper import Scalar
 
 __all__ = ["Minimizer", "method", "minimize"]
@@ -66,11 +66,7 @@ def _optimizer(name: Any) -> type[Optimizer]:
 
 def _check_known(what: str, own: list[str], cls: type[Optimizer], hyperparams: Mapping[str, Any]) -> None:
     """Refuses keywords that neither `what`, which takes `own`, nor the optimiser has."""
-    from inspect import signature
-
-    kinds = signature(cls).parameters.values()
-    theirs = [p.name for p in kinds if p.kind is not p.VAR_KEYWORD and p.name not in ("params", "lr")]
-    theirs += Options.__annotations__
+    theirs = [name for name in arguments(cls) if name != "lr"]
     for name in hyperparams:
         if name not in theirs:
             raise TypeError(

@@ -48,12 +48,6 @@ impl PySchedule {
         }
         Ok(py.detach(|| self.0.fill(steps, out))?)
     }
-
-    /// The last step that the equation is meant for, or infinity.
-    #[getter]
-    fn length(&self) -> f64 {
-        self.0.length()
-    }
 }
 
 fn unknown(what: &str, text: &str) -> PyErr {

@@ -81,30 +81,18 @@ def _norm2d(name: str, width: int) -> list[nn.Layer]:
     return [nn.BatchNorm2d(width) if name == "batch" else nn.GroupNorm(1, width)]
 
 
-def optimizers() -> dict[str, type[Optimizer]]:
-    from .. import optim
-
-    classes = {name.lower(): getattr(optim, name) for name in optim.__all__}
-    return {
-        name: cls
-        for name, cls in classes.items()
-        if isinstance(cls, type) and issubclass(cls, optim.Optimizer) and cls is not optim.Optimizer
-    }
-
-
 def _optimizer_class(options: argparse.Namespace) -> type[Optimizer]:
-    classes = optimizers()
-    cls = classes.get(options.optimizer.lower().replace("_", "").replace("-", ""))
+    from ..optimize import METHODS
+
+    cls = METHODS.get(options.optimizer.lower().replace("_", "").replace("-", ""))
     if cls is None:
-        raise CommandError(f"--optimizer must be one of {', '.join(classes)}, got {options.optimizer!r}")
+        raise CommandError(f"--optimizer must be one of {', '.join(METHODS)}, got {options.optimizer!r}")
     return cls
 
 
 def optimizer(params: Any, options: argparse.Namespace, lr: Any, names: Mapping[str, Any]) -> tuple[Optimizer, str]:
     """The optimiser that the flags describe, and what to call it. `names`: what schedules in `--set` may use."""
-    import inspect
-
-    from ..optim._base import Options
+    from ..optim._base import arguments
 
     cls = _optimizer_class(options)
     given = {
@@ -116,8 +104,7 @@ def optimizer(params: Any, options: argparse.Namespace, lr: Any, names: Mapping[
         "ema_decay": getattr(options, "ema_decay", None),
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    own = [name for name, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD]
-    known = [*own[1:], *Options.__annotations__]
+    known = arguments(cls)
     for name, text in options.set:
         if getattr(options, name, None) is not None and name in given:
             raise CommandError(f"{name} is given twice: by --{name.replace('_', '-')} and by --set")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..optim._hyper import NOT_NEGATIVE as NOT_NEGATIVE
 from ..optim._hyper import Limit
+from ..optim._hyper import flag as flag
 from ..optim._hyper import number as _number
 
 Array: TypeAlias = NDArray[Any]
@@ -39,6 +40,16 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high}, got {value!r}")
+    return int(value)
+
+
+def count(name: str, value: Any, low: int = 1) -> int:
+    """The value as an int that is at least `low`, or the error that names the argument."""
+    text = f"{name} must be an integer at least {low}, got {value!r}"
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(text)
+    if value < low:
+        raise ValueError(text)
     return int(value)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from . import _checkpoint
-from ._hyper import NOT_NEGATIVE_OR_INF, RULES, UNIT, Limit, ParamGroup, Scalar, at, number, scalar
+from ._hyper import NOT_NEGATIVE_OR_INF, RULES, UNIT, Limit, ParamGroup, Scalar, at, flag, number, scalar
 
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = "Array | Sequence[Arrays] | Mapping[Any, Arrays]"
@@ -192,13 +192,28 @@ class _Active:
         """Those of the active groups."""
         if self.plan is None:
             raise RuntimeError("all parameter groups are frozen, so a step would do nothing; call unfreeze first")
-        n = len(self.frozen)
-        if not isinstance(grads, (list, tuple)) or len(grads) != n:
-            got = f" of length {len(grads)}" if isinstance(grads, (list, tuple, dict)) else ""
-            raise ValueError(
-                f"grads must be a list or tuple of length {n} like the parameters, got {type(grads).__name__}{got}"
-            )
-        return {i: grads[i] for i in self.numbers}
+        return active_grads(grads, self.frozen)
+
+
+def active_grads(grads: Any, frozen: Sequence[bool]) -> dict[int, Any]:
+    """Of gradients by group those of the groups that are not frozen, by the number of the group."""
+    n = len(frozen)
+    if not isinstance(grads, (list, tuple)) or len(grads) != n:
+        got = f" of length {len(grads)}" if isinstance(grads, (list, tuple, dict)) else ""
+        raise ValueError(
+            f"grads must be a list or tuple of length {n} like the parameters, got {type(grads).__name__}{got}"
+        )
+    return {i: own for i, own in enumerate(grads) if not frozen[i]}
+
+
+def arguments(kind: type[Optimizer]) -> list[str]:
+    """The names of all that a class takes besides the parameters: its hyperparameters, and the options of all."""
+    from inspect import signature  # Not at the top: it would be a tenth of the time to import the package.
+
+    parameters = signature(kind).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "params"] + list(
+        Options.__annotations__
+    )
 
 
 def _leading(steps: list[int]) -> int:
@@ -323,8 +338,6 @@ class Optimizer:
         master_weights: bool = False,
     ) -> None:
         """From all hyperparameters of the class, by name."""
-        if not isinstance(master_weights, bool):
-            raise TypeError(f"master_weights must be True or False, got {master_weights!r}")
         self._lock = threading.Lock()
         self._around = Around()
         for name, value in {
@@ -343,7 +356,7 @@ class Optimizer:
         self._decayed: list[list[bool]] = []
         self._parts: list[_Part] = []
         self._state: dict[str, list[Array]] = {}
-        self._master: list[Array | None] | None = [] if master_weights else None
+        self._master: list[Array | None] | None = [] if flag("master_weights", master_weights) else None
         self._ema: list[Array] | None = [] if ema_decay is not None else None
         self._visible = False
         self._elsewhere: str | None = None
@@ -452,8 +465,8 @@ class Optimizer:
         return _Active(groups[0].rule, groups, parts, decayed, companions, frozen) if any(frozen) else None
 
     def _set_frozen(self, frozen: Sequence[bool], active: _Active | None) -> None:
-        for group, flag in zip(self._groups, frozen, strict=True):
-            group._frozen = flag
+        for group, is_frozen in zip(self._groups, frozen, strict=True):
+            group._frozen = is_frozen
         self._active = active
         if self._visible:
             self._show_active()

@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from .. import _core
 
 if TYPE_CHECKING:
@@ -60,6 +62,13 @@ def number(name: str, value: Any, limit: Limit, otherwise: str = ", or a callabl
     return x
 
 
+def flag(name: str, value: Any) -> bool:
+    """The value as a bool, or the error that names the argument."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def scalar(name: str, value: Any, limit: Limit) -> Scalar:
     """A callable as it is, anything else by `number`."""
     return value if callable(value) else number(name, value, limit)
@@ -99,15 +108,16 @@ class ParamGroup(MutableMapping[str, Any]):
         self.maximize: bool = self.values_by_name["maximize"]
         self._callables = self._find_callables()
         self.vectors: dict[bool, _core.Values] = {}
+        self._inputs: dict[bool, tuple[list[float], list[tuple[int, str, Scalar, Limit]]]] = {}
         self._frozen = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"vectors": {}}
+        return vars(self) | {"vectors": {}, "_inputs": {}}
 
     def take(self, other: ParamGroup) -> None:
         """Takes over the values of a group of the same class and rule."""
         self.values_by_name, self.maximize = other.values_by_name, other.maximize
-        self._callables, self.vectors = other._callables, {}
+        self._callables, self.vectors, self._inputs = other._callables, {}, {}
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "betas":
@@ -116,9 +126,7 @@ class ParamGroup(MutableMapping[str, Any]):
             return tuple(scalar(f"betas[{i}]", beta, self.limits[name]) for i, beta in enumerate(value))
         if name in self.limits:
             return scalar(name, value, self.limits[name])
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {value!r}")
-        return value
+        return flag(name, value)
 
     def _find_callables(self) -> list[str]:
         return [
@@ -141,6 +149,19 @@ class ParamGroup(MutableMapping[str, Any]):
         """The numbers that the rule takes at a step (0 is the first), with or without weight decay."""
         if decayed in self.vectors:
             return self.vectors[decayed]
+        if decayed not in self._inputs:
+            self._inputs[decayed] = self._find_inputs(decayed)
+        fixed, functions = self._inputs[decayed]
+        numbers = fixed.copy()
+        for i, name, function, limit in functions:
+            numbers[i] = at(name, function, step, limit)
+        vector = _core.Values(numbers)
+        if not functions:
+            self.vectors[decayed] = vector
+        return vector
+
+    def _find_inputs(self, decayed: bool) -> tuple[list[float], list[tuple[int, str, Scalar, Limit]]]:
+        """What the rule takes: the numbers, and which of them are functions of the step, with their limits."""
         values = self.values_by_name | self._kind._fixed
         betas = values.pop("betas", ())
         values.update((f"beta{i + 1}", beta) for i, beta in enumerate(betas))
@@ -148,12 +169,8 @@ class ParamGroup(MutableMapping[str, Any]):
             values["weight_decay"] = 0.0
         limits = self.limits | {"beta1": self.limits["betas"], "beta2": self.limits["betas"]}
         names = RULES[self.rule][0]
-        vector = _core.Values(
-            [at(name, values[name], step, limits[name]) if name in limits else float(values[name]) for name in names]
-        )
-        if not self._callables:
-            self.vectors[decayed] = vector
-        return vector
+        functions = [(i, name, values[name], limits[name]) for i, name in enumerate(names) if callable(values[name])]
+        return [0.0 if callable(values[name]) else float(values[name]) for name in names], functions
 
     def __getitem__(self, name: str) -> Any:
         return self._params if name == "params" else self.values_by_name[name]
@@ -171,7 +188,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self.values_by_name = values
         self.maximize = values["maximize"]
         self._callables = self._find_callables()
-        self.vectors = {}
+        self.vectors, self._inputs = {}, {}
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"a hyperparameter can be set but not removed: {name!r}")

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..functional._arrays import FINITE, NOT_NEGATIVE, POSITIVE, contiguous, integer, number, unmasked
+from ..functional._arrays import FINITE, NOT_NEGATIVE, POSITIVE, contiguous, flag, integer, number, unmasked
+from ..functional._arrays import count as at_least
 from ..optim._hyper import Limit
 
 if TYPE_CHECKING:
@@ -167,11 +168,9 @@ class Schedule:
         at = np.arange(steps) if steps <= POINTS else np.unique(np.linspace(0, steps - 1, POINTS).round())
         values = self(at)
         if ax is None:
-            try:
-                from matplotlib.figure import Figure
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError('plot needs matplotlib: pip install "ironstep[plot]"') from error
-            ax = Figure(figsize=(7.0, 3.5), layout="constrained").subplots()
+            from .._figure import new_figure
+
+            ax = new_figure(7.0, 3.5).subplots()
             ax.set(xlabel="step", ylabel="value")
             ax.grid(alpha=0.3)
         ax.plot(at, values, label=label)
@@ -268,7 +267,9 @@ def _plain(value: Any) -> Any:
     return tuple(items) if isinstance(value, tuple) else items
 
 
-def _maker(function: Callable[P, Schedule]) -> Callable[P, Schedule]:
+def maker(function: Callable[P, Schedule]) -> Callable[P, Schedule]:
+    """Makes a function's schedules know the call that made them, and `parse` and pickle know the function."""
+
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
         return named(function, args, kwargs)
@@ -278,10 +279,8 @@ def _maker(function: Callable[P, Schedule]) -> Callable[P, Schedule]:
 
 
 def count(name: str, value: Any, low: int = 1) -> int:
-    """The value as an int, at least `low`."""
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value < low:
-        raise ValueError(f"{name} must be an integer at least {low}, got {value!r}")
-    return integer(name, value, low, WHOLE)
+    """The value as an int, at least `low`, that float64 has exactly."""
+    return integer(name, at_least(name, value, low), low, WHOLE)
 
 
 def ratio(name: str, value: Any) -> float:
@@ -292,13 +291,6 @@ def ratio(name: str, value: Any) -> float:
 def growth(value: float, gamma: float) -> float:
     """The factor for a value: 1 if a 0 would grow, which stays 0, where infinity times 0 is NaN in the end."""
     return 1.0 if value == 0 and gamma > 1 else gamma
-
-
-def flag(name: str, value: Any) -> bool:
-    """The value, if it is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
 
 
 def choice(name: str, value: Any, options: Sequence[str]) -> str:
@@ -368,7 +360,7 @@ def _span(steps: Any, endpoint: Any) -> tuple[int, int]:
 # -- Those with a value of their own -----------------------------------------------------------------------------------
 
 
-@_maker
+@maker
 def constant(value: float) -> Schedule:
     r"""The same at every step: $\eta_t$ = `value`.
 
@@ -385,7 +377,7 @@ def constant(value: float) -> Schedule:
     return Schedule(("constant", number("value", value, FINITE)), None)
 
 
-@_maker
+@maker
 def linear(start: float, end: float, steps: int, *, endpoint: bool = False, after: str = "hold") -> Schedule:
     r"""A straight line: $\eta_t = s (1-u) + e u$ with $u = t / T$, $s$ = `start`, $e$ = `end`, $T$ = `steps`.
 
@@ -411,7 +403,7 @@ def linear(start: float, end: float, steps: int, *, endpoint: bool = False, afte
     return Schedule(ramp(start, end, span, after=after), steps)
 
 
-@_maker
+@maker
 def polynomial(
     start: float, end: float, steps: int, power: float = 1.0, *, endpoint: bool = False, after: str = "hold"
 ) -> Schedule:
@@ -441,7 +433,7 @@ def polynomial(
     return Schedule(ramp(start, end, span, power=power, after=after), steps)
 
 
-@_maker
+@maker
 def step(value: float, step_size: int, gamma: float = 0.1) -> Schedule:
     r"""A staircase: $\eta_t = \eta_0 \gamma^{\lfloor t / S \rfloor}$, with $\eta_0$ = `value`, $S$ = `step_size`.
 
@@ -462,7 +454,7 @@ def step(value: float, step_size: int, gamma: float = 0.1) -> Schedule:
     return Schedule(("decay", value, growth(value, gamma), float(count("step_size", step_size)), True, None), None)
 
 
-@_maker
+@maker
 def multi_step(value: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
     r"""A factor at each milestone: $\eta_t = \eta_0 \gamma^{k}$, with $k$ the number of milestones at or before $t$.
 
@@ -487,7 +479,7 @@ def multi_step(value: float, milestones: Sequence[int], gamma: float = 0.1) -> S
     return Schedule(("steps", tuple(steps), tuple(values)), None)
 
 
-@_maker
+@maker
 def exponential(
     value: float,
     gamma: float,
@@ -524,7 +516,7 @@ def exponential(
     return Schedule(spec, None)
 
 
-@_maker
+@maker
 def cosine(
     start: float,
     end: float = 0.0,
@@ -565,7 +557,7 @@ def cosine(
     return Schedule(ramp(start, end, span, "cosine", power=power, warp=warp, after=after), steps)
 
 
-@_maker
+@maker
 def cosine_restarts(
     start: float,
     end: float = 0.0,
@@ -690,7 +682,7 @@ def _one_cycle(
     return Schedule(_phases(values, ends, anneal, after), steps)
 
 
-@_maker
+@maker
 def one_cycle(
     max: float,
     steps: int,
@@ -735,7 +727,7 @@ def one_cycle(
     return _one_cycle(low, max, final, steps, pct_start, anneal, three_phase, after)
 
 
-@_maker
+@maker
 def one_cycle_momentum(
     base: float = 0.85,
     max: float = 0.95,
@@ -775,7 +767,7 @@ def one_cycle_momentum(
     return _one_cycle(max, base, max, steps, pct_start, anneal, three_phase, after)
 
 
-@_maker
+@maker
 def inverse_sqrt(value: float, timescale: float, *, warmup_steps: int = 0) -> Schedule:
     r"""The inverse square root of the time: $\eta_t = \eta_0 / \sqrt{1 + (t - W) / \tau}$ for $t \ge W$.
 
@@ -803,7 +795,7 @@ def inverse_sqrt(value: float, timescale: float, *, warmup_steps: int = 0) -> Sc
     return Schedule(warmed(spec, count("warmup_steps", warmup_steps, 0)), None)
 
 
-@_maker
+@maker
 def cyclic(
     base: float,
     max: float,
@@ -849,7 +841,7 @@ def cyclic(
     return Schedule(("cyclic", base, max, float(up), float(down), mode, growth(max - base, gamma)), None)
 
 
-@_maker
+@maker
 def piecewise(
     boundaries: Sequence[float], values: Sequence[float], *, interpolation: str = "constant", after: str = "hold"
 ) -> Schedule:
@@ -905,7 +897,7 @@ def warmed(spec: Spec, steps: int, start: float = 0.0, skip_start: bool = True, 
     return ("warmup", spec, float(steps), start, skip_start, within) if steps else spec
 
 
-@_maker
+@maker
 def warmup(
     schedule: Schedule, steps: int, *, start: float = 0.0, skip_start: bool = True, within: bool = False
 ) -> Schedule:
@@ -943,7 +935,7 @@ def warmup(
     return Schedule(spec, max(schedule.steps, steps) if within else schedule.steps + steps)
 
 
-@_maker
+@maker
 def warmup_cosine(
     peak: float,
     end: float = 0.0,
@@ -991,7 +983,7 @@ def warmup_cosine(
     return Schedule(warmed(ramp(peak, end, rest, "cosine", after=after), warm, start, skip_start), total)
 
 
-@_maker
+@maker
 def warmup_stable_decay(
     peak: float,
     end: float = 0.0,
@@ -1046,7 +1038,7 @@ def warmup_stable_decay(
 # -- Those made of others ----------------------------------------------------------------------------------------------
 
 
-@_maker
+@maker
 def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule:
     """One schedule after the other, each with a clock of its own that begins at 0 (optax's `join_schedules`).
 
@@ -1071,7 +1063,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[float]) -> Schedule
     return Schedule(("join", specs, tuple(steps)), covered((steps[-1] if steps else 0.0) + last))
 
 
-@_maker
+@maker
 def scale(schedule: Schedule, factor: float) -> Schedule:
     """A schedule times a number; `factor * schedule` is the same.
 
@@ -1091,7 +1083,7 @@ def scale(schedule: Schedule, factor: float) -> Schedule:
     return Schedule(("product", (("constant", factor), spec_of("schedule", schedule))), schedule.steps)
 
 
-@_maker
+@maker
 def shift(schedule: Schedule, steps: int) -> Schedule:
     """A schedule that begins later, with its first value until then; or earlier, without its first steps.
 
@@ -1113,7 +1105,7 @@ def shift(schedule: Schedule, steps: int) -> Schedule:
     return Schedule(spec, None if schedule.steps is None else max(schedule.steps + steps, 1))
 
 
-@_maker
+@maker
 def chain(*schedules: Schedule) -> Schedule:
     """The product of schedules (torch's `ChainedScheduler`); `one * other` is the same.
 
@@ -1131,7 +1123,7 @@ def chain(*schedules: Schedule) -> Schedule:
     return Schedule(("product", _specs(schedules)), _longest(schedules))
 
 
-@_maker
+@maker
 def add(*schedules: Schedule) -> Schedule:
     """The sum of schedules; `one + other` is the same, and `schedule + 0.1` is `add(schedule, constant(0.1))`.
 
@@ -1161,7 +1153,7 @@ def _longest(schedules: Sequence[Schedule]) -> int | None:
     return max((schedule.steps for schedule in schedules if schedule.steps is not None), default=None)
 
 
-@_maker
+@maker
 def per_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
     r"""A schedule of epochs as one of steps: $f(\lfloor t / n \rfloor)$, with $n$ = `steps_per_epoch`.
 

@@ -20,16 +20,14 @@ Example:
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 from .. import _core
-from ..functional._arrays import FINITE, NOT_NEGATIVE, POSITIVE, PROBABILITY, number
+from ..functional._arrays import FINITE, NOT_NEGATIVE, POSITIVE, PROBABILITY, flag, number
 from ..optim._hyper import Limit
 from ._schedule import (
-    MAKERS,
     Schedule,
     Spec,
     ascending,
@@ -41,13 +39,12 @@ from ._schedule import (
     covered,
     cyclic,
     exponential,
-    flag,
     growth,
     inverse_sqrt,
     join,
     linear,
+    maker,
     multi_step,
-    named,
     one_cycle,
     one_cycle_momentum,
     piecewise,
@@ -71,13 +68,8 @@ __all__: list[str] = []
 
 
 def _preset(function: Callable[P, Schedule]) -> Callable[P, Schedule]:
-    @functools.wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
-        return named(function, args, kwargs)
-
-    MAKERS[function.__name__] = make
     __all__.append(function.__name__)
-    return make
+    return maker(function)
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..functional._arrays import FINITE, POSITIVE, Array, array, number
+from ..functional._arrays import FINITE, POSITIVE, Array, array, count, number
 from ..optim import Optimizer, StepResult
-from ..optim._base import compute_dtype
+from ..optim._base import active_grads, compute_dtype
 from ..optim._hyper import NOT_NEGATIVE_OR_INF
 from ._diagnostics import GradientNoiseScale, squared_norm, total
-from ._state import count
 
 OPTIONS = ("grad_scale", "grad_norm", "update_norm", "_isa")
 """What `Optimizer.step` takes besides the gradients."""
@@ -199,13 +198,7 @@ class Accumulator:
         else:
             self._begin([group.frozen for group in self.opt.param_groups])
         if self._grouped:
-            n = len(self._frozen)
-            if not isinstance(grads, (list, tuple)) or len(grads) != n:
-                got = f" of length {len(grads)}" if isinstance(grads, (list, tuple, dict)) else ""
-                raise ValueError(
-                    f"grads must be a list or tuple of length {n} like the parameters, got {type(grads).__name__}{got}"
-                )
-            grads = {i: grads[i] for i in range(n) if not self._frozen[i]}
+            grads = active_grads(grads, self._frozen)
         arrays = []
         for name, sum_, grad in zip(self._names, self._sums, self._tree.flatten(grads, "grads"), strict=True):
             values = array(grad, name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..functional._arrays import FINITE, NOT_NEGATIVE, POSITIVE, Array, number
+from ..functional._arrays import FINITE, NOT_NEGATIVE, POSITIVE, Array, count, flag, number
 from ..optim._base import AVERAGED
 from . import _state
 from ._history import SIGNS, check_mode
@@ -113,15 +113,13 @@ class EarlyStopping:
         check_finite: bool = True,
         stopping_threshold: float | None = None,
     ) -> None:
-        if not isinstance(check_finite, bool):
-            raise TypeError(f"check_finite must be True or False, got {check_finite!r}")
         self.monitor = _name("monitor", monitor)
-        self.patience = _state.count("patience", patience, 0)
+        self.patience = count("patience", patience, 0)
         self.min_delta = number("min_delta", min_delta, NOT_NEGATIVE)
         self.mode = check_mode(mode)
         self.baseline = None if baseline is None else number("baseline", baseline, FINITE)
-        self.start_from_epoch = _state.count("start_from_epoch", start_from_epoch, 0)
-        self.check_finite = check_finite
+        self.start_from_epoch = count("start_from_epoch", start_from_epoch, 0)
+        self.check_finite = flag("check_finite", check_finite)
         self.stopping_threshold = (
             None if stopping_threshold is None else number("stopping_threshold", stopping_threshold, FINITE)
         )
@@ -470,10 +468,10 @@ class Checkpoint:
         keep: int = 0,
     ) -> None:
         self.folder = _state.path_of("folder", folder)
-        self.every = None if every is None else _state.count("every", every, 1)
+        self.every = None if every is None else count("every", every, 1)
         self.best = None if best is None else _name("best", best)
         self.mode = check_mode(mode)
-        self.keep = _state.count("keep", keep, 0)
+        self.keep = count("keep", keep, 0)
         self.last = os.path.join(self.folder, LAST)
         self.best_path = os.path.join(self.folder, BEST)
         self.reset()
@@ -733,10 +731,8 @@ class SwapEMA:
     order = 1
 
     def __init__(self, opt: Optimizer, *, final: bool = True) -> None:
-        if not isinstance(final, bool):
-            raise TypeError(f"final must be True or False, got {final!r}")
         self.opt = opt
-        self.final = final
+        self.final = flag("final", final)
         self._swap = _Swap(opt)
 
     def on_validate(self, run: Run) -> None:
@@ -834,13 +830,11 @@ class GradientNormMonitor:
     """
 
     def __init__(self, grads: Any, per_parameter: bool = False, every: int = 1) -> None:
-        if not isinstance(per_parameter, bool):
-            raise TypeError(f"per_parameter must be True or False, got {per_parameter!r}")
         from ._diagnostics import gradient_norms
 
         self.grads = grads
-        self.per_parameter = per_parameter
-        self.every = _state.count("every", every, 1)
+        self.per_parameter = flag("per_parameter", per_parameter)
+        self.every = count("every", every, 1)
         self._norms = gradient_norms
         gradient_norms(grads)  # Raises if it cannot.
 

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
-from ..functional._arrays import FINITE, POSITIVE, Array, array, compute, contiguous, is_float, number
+from ..functional._arrays import FINITE, POSITIVE, Array, array, compute, contiguous, count, is_float, number
 from ..optim._hyper import BELOW_ONE, NOT_NEGATIVE_OR_INF, UNIT
-from ._state import count
 
 
 def squared_norm(values: Array) -> float:
@@ -360,7 +359,7 @@ def sharpness(
             top, error = None, None
             if iterations:
                 precision = max(float(np.finfo(leaf.dtype).eps) for leaf in leaves)
-                h = precision ** (1.0 / 3.0) * max(1.0, norm(start))
+                h = _core.pow(precision, 1.0 / 3.0) * max(1.0, norm(start))
 
                 def product(v: Array) -> Array:
                     offset = split(v, start)
@@ -368,7 +367,7 @@ def sharpness(
                     return flat([(a - b) / (2.0 * h) for a, b in zip(above, below, strict=True)])
 
                 # Differences are as exact as this at best.
-                top, error = _top_eigenvalue(product, flat(direction()), iterations, precision ** (2.0 / 3.0))
+                top, error = _top_eigenvalue(product, flat(direction()), iterations, _core.pow(precision, 2.0 / 3.0))
     finally:
         for leaf, old in zip(leaves, before, strict=True):
             leaf[...] = old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -363,15 +364,14 @@ def layer_groups(
         owner = _owners(flat, [prefix for layer in layers for prefix in layer])
     groups = []
     for i, layer in enumerate(layers):
-        try:
-            factor = 1.0 / decay ** (len(layers) - 1 - i)
-        except OverflowError:
+        power = _core.pow(decay, float(len(layers) - 1 - i))  # The same bits everywhere, which `**` does not have.
+        if power == math.inf:
             raise ValueError(
                 f"decay must be small enough for {len(layers)} layers, but {decay!r} ** {len(layers) - 1} is too large "
                 "for a number; use a smaller one, or names=... for fewer groups"
-            ) from None
+            )
         own = {name: array for name, array in flat.items() if owner[name] in layer}
-        groups.append({"params": own, "lr": _scaled(lr, factor)})
+        groups.append({"params": own, "lr": _scaled(lr, 1.0 / power)})
     return groups
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Batches, _Loop
+from ..data import Batches, Loop
+from ..functional._arrays import count
 from . import _state
 from ._callbacks import Checkpoint
 from ._history import RESERVED, History
@@ -172,7 +173,7 @@ class Run:
             )
         self.step = 0
         self.epoch = 0
-        self.epochs = _state.count("epochs", epochs, 1)
+        self.epochs = count("epochs", epochs, 1)
         self.metrics: dict[str, Any] = {}
         self.history = History()
         self.batches = batches
@@ -210,7 +211,7 @@ class Run:
         """With the key of the callback that deferred it."""
         self._position: Any = None
         """The state that the batches are to have when the next epoch begins, of a run that was resumed."""
-        self._loop: _Loop | None = None
+        self._loop: Loop | None = None
         """The loop over `Batches` that goes on or was the last, whose state counts: others may be run beside it."""
 
     # -- For callbacks -------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ class Run:
         """
         if self._event in ("on_start", "on_end"):
             raise RuntimeError(f"log in on_step, on_validate or on_epoch: {self._event} is part of no step or epoch")
-        new = _numbers(metrics, "metrics")
+        new = metrics_of(metrics, "metrics")
         for name in new:
             if name in self.metrics or name in TAKEN:
                 taken = f"has {name!r} already" if name in self.metrics else f"cannot be called {name!r}"
@@ -431,7 +432,7 @@ class Run:
             self.batches.load_state_dict(position)  # type: ignore[attr-defined]
         self._position = None
         iterator = iter(self.batches)
-        self._loop = iterator if isinstance(iterator, _Loop) else None
+        self._loop = iterator if isinstance(iterator, Loop) else None
         if position is not None:
             return iterator
         if not _state.is_stateful(self.batches):
@@ -448,7 +449,7 @@ class Run:
         self._index += 1
         self._in_row = False
         self._weight = _samples(batch)
-        self.metrics = {} if result is None else _numbers(result, "the result of step")
+        self.metrics = {} if result is None else metrics_of(result, "the result of step")
         self._add(self.metrics)
         self._busy = False
 
@@ -478,7 +479,7 @@ class Run:
 
     def _validated(self, result: Any) -> None:
         if result is not None:
-            values = _numbers(result, "the result of validate")
+            values = metrics_of(result, "the result of validate")
             row: dict[str, float] = {}
             for name, value in values.items():
                 full = name if name.startswith("val_") else f"val_{name}"
@@ -589,7 +590,7 @@ def _resume_path(resume: Any, callbacks: Iterable[Any]) -> str | None:
     return _state.path_of("resume", resume)
 
 
-def _numbers(result: Any, what: str) -> dict[str, float]:
+def metrics_of(result: Any, what: str) -> dict[str, float]:
     """Metrics as floats by name; a lone number is the loss."""
     if type(result) is float:
         return {"loss": result}

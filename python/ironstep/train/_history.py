@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..functional._arrays import count
 from . import _state
 
 if TYPE_CHECKING:
@@ -120,11 +121,8 @@ class History:
             KeyError: A name is unknown.
             ValueError: There is nothing to draw.
         """
-        try:
-            from matplotlib.figure import Figure
-            from matplotlib.ticker import MaxNLocator
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('plot needs matplotlib: pip install "ironstep[plot]"') from error
+        from .._figure import new_figure
+
         if names is None:
             names = [name for name in self.names if name not in RESERVED]
         elif isinstance(names, str):
@@ -135,7 +133,7 @@ class History:
         for name in names:
             base = name.removeprefix("val_")
             panels.setdefault("loss" if base == "loss" or base.endswith("_loss") else base, []).append(name)
-        figure = Figure(figsize=(6.4, 0.6 + 2.6 * len(panels)), layout="constrained")
+        figure = new_figure(6.4, 0.6 + 2.6 * len(panels))
         axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         epochs = self["epoch"]
         for ax, (title, members) in zip(axes, panels.items(), strict=True):
@@ -146,7 +144,7 @@ class History:
             if len(members) > 1:
                 ax.legend()
         axes[-1].set_xlabel("epoch")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
         if path is not None:
             figure.savefig(path)
         return figure
@@ -183,7 +181,7 @@ class History:
         """
         _state.same_names(dict.fromkeys(("rows", "columns", "missing", "reason")), state_dict, "a History")
         columns, missing = state_dict["columns"], state_dict["missing"]
-        rows: list[dict[str, Any]] = [{} for _ in range(_state.count("rows", state_dict["rows"], 0))]
+        rows: list[dict[str, Any]] = [{} for _ in range(count("rows", state_dict["rows"], 0))]
         for name, column in columns.items():
             absent = missing.get(name, [False] * len(rows))
             if not len(column) == len(absent) == len(rows):

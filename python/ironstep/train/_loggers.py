@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..functional._arrays import count
 from . import _state
 from ._history import csv_text
 
@@ -96,7 +97,7 @@ class JSONLLogger:
 
     def __init__(self, path: str | os.PathLike[str], every: int | None = None) -> None:
         self.path = _state.path_of("path", path)
-        self.every = None if every is None else _state.count("every", every, 1)
+        self.every = None if every is None else count("every", every, 1)
         self._file: BinaryIO | None = None
         self.reset()
 
@@ -160,7 +161,7 @@ class JSONLLogger:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave; the file is cut when the run starts."""
         _state.same_names({"bytes": 0}, state_dict, "a JSONLLogger")
-        self._length = _state.count("bytes", state_dict["bytes"], 0)
+        self._length = count("bytes", state_dict["bytes"], 0)
 
 
 class LogTo:
@@ -207,7 +208,7 @@ class LogTo:
                 )
         self.logger = logger
         self.hyperparams = None if hyperparams is None else dict(hyperparams)
-        self.every = None if every is None else _state.count("every", every, 1)
+        self.every = None if every is None else count("every", every, 1)
 
     def on_start(self, run: Run) -> None:
         """Passes on the hyperparameters."""

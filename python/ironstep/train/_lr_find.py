@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..functional._arrays import POSITIVE, number
+from .. import _core
+from ..functional._arrays import POSITIVE, count, number
 from ..optim import Optimizer
 from ..optim._hyper import BELOW_ONE, Limit, at
-from ._fit import _numbers
-from ._state import count, is_stateful, restore, snapshot
+from ._fit import metrics_of
+from ._state import is_stateful, restore, snapshot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,12 +109,10 @@ class LRFind:
         Raises:
             ModuleNotFoundError: matplotlib is not there.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('plot needs matplotlib: pip install "ironstep[plot]"') from error
         if ax is None:
-            ax = Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
+            from .._figure import new_figure
+
+            ax = new_figure(6.4, 4.0).subplots()
         ax.plot(self.lrs, self.losses, color="0.75", linewidth=1.0, label="loss")
         ax.plot(self.lrs, self.smoothed, color="tab:blue", label="smoothed")
         for method, marker in zip(METHODS, "o^s", strict=True):
@@ -244,9 +243,10 @@ def lr_find(
     if mode not in ("exp", "linear"):
         raise ValueError(f"mode must be 'exp' or 'linear', got {mode!r}")
     smooth, diverge = number("smooth", smooth, BELOW_ONE), number("diverge", diverge, ABOVE_ONE)
-    share = np.arange(num) / (num - 1)
-    lrs = min_lr * (max_lr / min_lr) ** share if mode == "exp" else min_lr + (max_lr - min_lr) * share
-    lrs[-1] = max_lr
+    from ..schedules import piecewise
+
+    shape = "exponential" if mode == "exp" else "linear"
+    lrs = piecewise([num - 1], [min_lr, max_lr], interpolation=shape)(np.arange(num))
 
     groups = opt.param_groups
     given = [group["lr"] for group in groups]
@@ -286,7 +286,7 @@ def lr_find(
                     stopped = f"the loss was not finite at a learning rate of {lr:.3g}"
                     break
                 average = smooth * average + (1.0 - smooth) * loss
-                value = average / (1.0 - smooth ** (i + 1))
+                value = average / (1.0 - _core.pow(smooth, i + 1.0))
                 smoothed.append(value)
                 if i > 0 and value > best + (diverge - 1.0) * abs(best):
                     stopped = f"the loss rose above {diverge:g} times its lowest value at a learning rate of {lr:.3g}"
@@ -345,7 +345,7 @@ def _endless(batches: Iterable[Any]) -> Any:
 
 
 def _loss(result: Any) -> float:
-    numbers: Mapping[str, float] = {} if result is None else _numbers(result, "step must return metrics, which")
+    numbers: Mapping[str, float] = {} if result is None else metrics_of(result, "step must return metrics, which")
     if "loss" not in numbers:
         raise ValueError(f"step must return the loss, or a dict with 'loss', for lr_find, got {result!r}")
     return numbers["loss"]

@@ -27,16 +27,6 @@ OBJECTS = (
 )
 
 
-def count(name: str, value: Any, low: int) -> int:
-    """The value as an int that is at least `low`, or the error that names the argument."""
-    text = f"{name} must be an integer at least {low}, got {value!r}"
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(text)
-    if value < low:
-        raise ValueError(text)
-    return int(value)
-
-
 def path_of(name: str, value: Any) -> str:
     """The value as the text of a path, or the error that names the argument."""
     if not isinstance(value, (str, os.PathLike)):
