@@ -10,6 +10,8 @@ __version__: str
 __all__ = [
     "Plan",
     "Schedule",
+    "TensorViews",
+    "Trace",
     "Tree",
     "Values",
     "__version__",
@@ -34,6 +36,7 @@ __all__ = [
     "scale",
     "set_num_threads",
     "sum_of_squares",
+    "tensor_view",
     "tree_sum",
     "use_instruction_set",
 ]
@@ -195,4 +198,30 @@ class Plan:
         update_norm: bool,
         isa: str | None,
         /,
+        joint_norm: float | None = None,
     ) -> tuple[str | None, float | None, float | None, list[list[float]]]: ...
+    def inspect(
+        self, grads: Any, grad_scale: float, clip_value: float, unit: float, isa: str | None, /
+    ) -> tuple[list[float], int | None]: ...
+
+_Program = tuple[tuple[tuple[Any, ...], ...], tuple[int, ...], list[float]]
+
+@final
+class Trace:
+    def __new__(cls, rule: str, values: Values, step: int, scalars: Sequence[float]) -> Trace: ...
+    @property
+    def passes(self) -> str: ...
+    @property
+    def scalars(self) -> list[float]: ...
+    @property
+    def update(self) -> _Program | None: ...
+    @property
+    def measure(self) -> _Program | None: ...
+    def second(self, param_norm: float, measured_norm: float) -> _Program: ...
+
+@final
+class TensorViews:
+    def __new__(cls, names: Sequence[str], *, written: bool, plain: bool = False) -> TensorViews: ...
+    def look(self, tensors: list[Any]) -> tuple[list[Any], bool]: ...
+
+def tensor_view(tensor: Any, name: str, *, written: bool, plain: bool = False) -> Any: ...

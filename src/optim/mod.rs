@@ -14,6 +14,7 @@ use crate::float::{Bf16, DType, Element, F16, Real};
 use crate::parallel::{self, CHUNK};
 use crate::reduce::{self, LANES, Lanes};
 use crate::simd::{Isa, Kernel, dispatch};
+use trace::{Program, Symbol};
 
 pub mod adadelta;
 pub mod adagrad;
@@ -26,6 +27,7 @@ pub mod nadam;
 pub mod radam;
 pub mod rmsprop;
 pub mod sgd;
+pub mod trace;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What a rule is
@@ -325,6 +327,8 @@ pub struct Options {
     pub clip_value: f64,
     /// Then all are scaled so that their joint norm is at most this; infinity for no limit.
     pub max_norm: f64,
+    /// The norm of these gradients and those of other calls together, if it is known: it counts instead of their own.
+    pub joint_norm: Option<f64>,
     /// What to do with infinities and NaN.
     pub nonfinite: NonFinite,
     /// `ema = ema_decay * ema + (1 - ema_decay) * p` for leaves that have an average.
@@ -352,6 +356,7 @@ impl Default for Options {
             grad_scale: 1.0,
             clip_value: f64::INFINITY,
             max_norm: f64::INFINITY,
+            joint_norm: None,
             nonfinite: NonFinite::Propagate,
             ema_decay: 0.0,
             grad_norm: false,
@@ -921,23 +926,30 @@ impl<'a> Partials<'a> {
     }
 }
 
+/// The sum of squares of each gradient (after scaling and limiting), in units of `1 / unit` squared.
+///
+/// # Safety
+/// As [`step`] requires.
+unsafe fn grad_sums(leaves: &[Leaf], work: &Work, options: &Options, unit: f64) -> Vec<f64> {
+    let mut partials = vec![0.0; work.chunks.len()];
+    let out = Partials::new(&mut partials);
+    work.for_each(options.threads, |i, chunk| {
+        // SAFETY: passed on; each chunk is visited once.
+        unsafe {
+            let leaf = &leaves[chunk.leaf as usize];
+            out.set(i, grad_sum_squares(leaf, chunk.start, chunk.len as usize, options, unit));
+        }
+    });
+    work.per_leaf(leaves.len(), &mut partials)
+}
+
 /// The norm of all gradients (after scaling and limiting).
 ///
 /// # Safety
 /// As [`step`] requires.
 unsafe fn grad_norm(leaves: &[Leaf], work: &Work, options: &Options) -> f64 {
-    let mut partials = vec![0.0; work.chunks.len()];
-    let mut sum = |unit: f64| {
-        let out = Partials::new(&mut partials);
-        work.for_each(options.threads, |i, chunk| {
-            // SAFETY: passed on; each chunk is visited once.
-            unsafe {
-                let leaf = &leaves[chunk.leaf as usize];
-                out.set(i, grad_sum_squares(leaf, chunk.start, chunk.len as usize, options, unit));
-            }
-        });
-        reduce::tree(&mut work.per_leaf(leaves.len(), &mut partials))
-    };
+    // SAFETY: passed on.
+    let sum = |unit: f64| reduce::tree(&mut unsafe { grad_sums(leaves, work, options, unit) });
     // Only squares of f64 can leave the range of f64; a power of two brings them back exactly.
     let (up, down) = (libm::exp2(512.0), libm::exp2(-512.0));
     let total = sum(1.0);
@@ -996,7 +1008,7 @@ where
     let mut coefficient = 1.0;
     if options.grad_norm || options.max_norm < f64::INFINITY {
         // SAFETY: passed on.
-        let norm = unsafe { grad_norm(leaves, work, options) };
+        let norm = options.joint_norm.unwrap_or_else(|| unsafe { grad_norm(leaves, work, options) });
         report.grad_norm = Some(norm);
         // To report a norm must change nothing, even where it is infinite or NaN.
         if options.max_norm < f64::INFINITY {
@@ -1087,6 +1099,33 @@ pub trait Engine: Sync {
     /// nobody else writes any of them, or reads the writable ones, meanwhile. The addresses of a direct leaf are aligned.
     /// `work` was made for these leaves, and each leaf has the rule's number of state arrays.
     unsafe fn step(&self, groups: &mut [Group<'_>], leaves: &[Leaf], work: &Work, options: &Options) -> Report;
+    /// What a step does to an element, as a program for other machines; advances the scalar state of the group. `None` if
+    /// that is no straight line of operations.
+    ///
+    /// The outputs are the new parameter and the new state; of [`Traced::Measure`] the two numbers whose norms are taken,
+    /// and the new state.
+    fn trace(&self, group: &mut Group<'_>, what: Traced) -> Option<Program>;
+    /// One pass or two.
+    fn passes(&self) -> Passes;
+}
+
+/// Which part of a rule is traced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Traced {
+    /// [`Rule::measure`]
+    Measure,
+    /// [`Rule::update`], of a rule with two passes after these norms.
+    Update(Option<[f64; 2]>),
+}
+
+/// The sums of squares of the gradients of each leaf, after scaling and limiting, in units of `1 / unit` squared, and the
+/// first leaf whose gradient is not finite.
+///
+/// # Safety
+/// As for [`Engine::step`], of the gradients alone.
+pub unsafe fn inspect(leaves: &[Leaf], work: &Work, options: &Options, unit: f64) -> (Vec<f64>, Option<usize>) {
+    // SAFETY: passed on.
+    parallel::ieee(|| unsafe { (grad_sums(leaves, work, options, unit), first_nonfinite(leaves, work, options)) })
 }
 
 /// What the leaves of one rule number share.
@@ -1102,13 +1141,14 @@ pub struct Group<'a> {
     pub scalars: &'a mut [f64],
 }
 
-struct Of<R32, R64, const N: usize>(PhantomData<fn(R32, R64)>);
+struct Of<R32, R64, S, const N: usize>(PhantomData<fn(R32, R64, S)>);
 
-impl<H, R32, R64, const N: usize> Engine for Of<R32, R64, N>
+impl<H, R32, R64, S, const N: usize> Engine for Of<R32, R64, S, N>
 where
     H: Hyper,
     R32: Rule<f32, N, Hyper = H>,
     R64: Rule<f64, N, Hyper = H>,
+    S: Rule<Symbol, N, Hyper = H>,
 {
     fn name(&self) -> &'static str {
         R32::NAME
@@ -1141,12 +1181,33 @@ where
             unsafe { step(&rules.collect::<Vec<_>>(), leaves, work, options) }
         })
     }
+    fn trace(&self, group: &mut Group<'_>, what: Traced) -> Option<Program> {
+        parallel::ieee(|| {
+            trace::trace(|p, g, s| {
+                let rule = S::new(&H::from_values(group.hyper), group.step, group.scalars);
+                match what {
+                    Traced::Measure => {
+                        let (measured, s) = rule.measure(p, g, s);
+                        measured.into_iter().chain(s).collect()
+                    }
+                    Traced::Update(norms) => {
+                        let rule = norms.map_or(rule, |norms| rule.with_norms(norms));
+                        let (p, s) = rule.update(p, g, s);
+                        std::iter::once(p).chain(s).collect()
+                    }
+                }
+            })
+        })
+    }
+    fn passes(&self) -> Passes {
+        R32::PASSES
+    }
 }
 
 macro_rules! rules {
     ($($rule:ident :: $name:ident [$n:literal],)*) => {
         /// All rules.
-        pub static RULES: &[&dyn Engine] = &[$(&Of::<$rule::$name<f32>, $rule::$name<f64>, $n>(PhantomData)),*];
+        pub static RULES: &[&dyn Engine] = &[$(&Of::<$rule::$name<f32>, $rule::$name<f64>, $rule::$name<Symbol>, $n>(PhantomData)),*];
     };
 }
 

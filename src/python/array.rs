@@ -203,6 +203,8 @@ impl Kind {
             11 => DType::F32,
             12 => DType::F64,
             23 => DType::F16,
+            // Over a tensor of torch's.
+            4 if bfloat16(py).is_ok_and(|dtype| dtype.as_ptr().addr() == header.descr.addr()) => DType::Bf16,
             // NumPy's own types end at 26; types from elsewhere are known by name.
             0..=26 => return None,
             _ => {
@@ -221,8 +223,18 @@ impl Kind {
     }
 }
 
+/// The dtype of arrays over bfloat16 tensors.
+pub(super) fn bfloat16(py: Python<'_>) -> PyResult<&Py<PyAny>> {
+    static BFLOAT16: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    BFLOAT16.get_or_try_init(py, || super::tensor::new_bfloat16(py))
+}
+
 /// `float32`, for messages.
 pub(super) fn dtype_name(array: &Bound<'_, PyAny>) -> String {
+    let tensor = Header::of(array).and_then(|header| Kind::of(array.py(), &header));
+    if tensor.is_some_and(|kind| kind.dtype == DType::Bf16) {
+        return "bfloat16".into();
+    }
     array.getattr("dtype").and_then(|dtype| Ok(dtype.str()?.to_string())).unwrap_or_else(|_| "?".into())
 }
 

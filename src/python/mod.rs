@@ -7,6 +7,7 @@ mod layers;
 mod overlap;
 mod plan;
 mod schedule;
+mod tensor;
 mod tree;
 
 use pyo3::prelude::*;
@@ -27,9 +28,11 @@ mod _core {
         use_instruction_set,
     };
     #[pymodule_export]
-    use super::plan::{Plan, Values};
+    use super::plan::{Plan, Trace, Values};
     #[pymodule_export]
     use super::schedule::{PySchedule, permutation};
+    #[pymodule_export]
+    use super::tensor::{TensorViews, tensor_view};
     #[pymodule_export]
     use super::tree::Tree;
     #[pymodule_export]

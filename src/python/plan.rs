@@ -7,12 +7,14 @@ use std::sync::{Mutex, TryLockError};
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::array::{self, Header, Kind};
 use super::overlap::{self, Outputs};
 use super::tree::Tree;
 use crate::float::DType;
-use crate::optim::{self, Engine, Group, Leaf, MAX_STATES, NonFinite, Operands, Options, Tiled, Work};
+use crate::optim::trace::{Op, Program};
+use crate::optim::{self, Engine, Group, Leaf, MAX_STATES, NonFinite, Operands, Options, Passes, Tiled, Traced, Work};
 use crate::parallel;
 use crate::simd::Isa;
 
@@ -327,6 +329,25 @@ impl Inner {
         Ok(inner)
     }
 
+    /// The gradients of a step as arrays, with the plan as the arrays are then.
+    fn gradients<'py>(
+        &mut self,
+        py: Python<'py>,
+        engine: &dyn Engine,
+        grads: Bound<'py, PyAny>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        if !self.is_current(py) {
+            *self = self.again(py, engine)?;
+        }
+        let mut arrays = Vec::with_capacity(self.facts.len());
+        self.tree.flatten_into(grads, "grads", &mut arrays)?;
+        // What is no array becomes one by Python code, which may do anything; so look again after it.
+        if self.convert(py, &mut arrays)? && !self.is_current(py) {
+            *self = self.again(py, engine)?;
+        }
+        Ok(arrays)
+    }
+
     /// Makes arrays of gradients that are none. Says whether there was one.
     fn convert<'py>(&self, py: Python<'py>, grads: &mut [Bound<'py, PyAny>]) -> PyResult<bool> {
         let mut any = false;
@@ -501,7 +522,7 @@ impl Plan {
     ///
     /// Returns the name of the first gradient that is not finite, if that was looked for and stopped the step, the norm of
     /// the gradients, the norm of the change, and the new scalar state of each group if the rule has any.
-    #[pyo3(signature = (grads, groups, grad_scale, clip_value, max_norm, check_finite, ema_decay, grad_norm, update_norm, isa, /))]
+    #[pyo3(signature = (grads, groups, grad_scale, clip_value, max_norm, check_finite, ema_decay, grad_norm, update_norm, isa, /, joint_norm=None))]
     fn step<'py>(
         &self,
         py: Python<'py>,
@@ -515,6 +536,7 @@ impl Plan {
         grad_norm: bool,
         update_norm: bool,
         isa: Option<&str>,
+        joint_norm: Option<f64>,
     ) -> PyResult<(Option<String>, Option<f64>, Option<f64>, Vec<Vec<f64>>)> {
         let isa = isa_named(isa)?;
         let engine = self.engine;
@@ -527,19 +549,12 @@ impl Plan {
         if groups.len() != self.groups {
             return Err(PyValueError::new_err(format!("there must be {} groups, got {}", self.groups, groups.len())));
         }
-        if !inner.is_current(py) {
-            *inner = inner.again(py, engine)?;
-        }
-        let mut arrays = Vec::with_capacity(inner.facts.len());
-        inner.tree.flatten_into(grads, "grads", &mut arrays)?;
-        // What is no array becomes one by Python code, which may do anything; so look again after it.
-        if inner.convert(py, &mut arrays)? && !inner.is_current(py) {
-            *inner = inner.again(py, engine)?;
-        }
+        let arrays = inner.gradients(py, engine, grads)?;
         let options = Options {
             grad_scale,
             clip_value,
             max_norm,
+            joint_norm,
             nonfinite: if check_finite { NonFinite::Skip } else { NonFinite::Propagate },
             ema_decay,
             grad_norm,
@@ -576,6 +591,32 @@ impl Plan {
             scalars.clear();
         }
         Ok((nonfinite, report.grad_norm, report.update_norm, scalars))
+    }
+
+    /// Per leaf the sum of squares of the gradient after `grad_scale` and `clip_value`, in units of `1 / unit` squared, and
+    /// the number of the first leaf whose gradient is not finite. Changes nothing.
+    #[pyo3(signature = (grads, grad_scale, clip_value, unit, isa, /))]
+    fn inspect<'py>(
+        &self,
+        py: Python<'py>,
+        grads: Bound<'py, PyAny>,
+        grad_scale: f64,
+        clip_value: f64,
+        unit: f64,
+        isa: Option<&str>,
+    ) -> PyResult<(Vec<f64>, Option<usize>)> {
+        let options = Options { grad_scale, clip_value, isa: isa_named(isa)?, ..Options::default() };
+        let mut inner = self.lock()?;
+        let arrays = inner.gradients(py, self.engine, grads)?;
+        inner.place_gradients(py, self.engine, &arrays, true, false)?;
+        let Inner { leaves, work, .. } = &mut *inner;
+        let (leaves, work) = (&leaves[..], &*work);
+        let found = py.detach(|| {
+            // SAFETY: as in `step`; only the gradients are read.
+            unsafe { optim::inspect(leaves, work, &options, unit) }
+        });
+        drop(arrays);
+        Ok(found)
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
@@ -617,4 +658,105 @@ fn isa_named(name: Option<&str>) -> PyResult<Isa> {
             })
         },
     )
+}
+
+/// Trace(rule, values, step, scalars)
+///
+/// A rule at one step, counted from 1, as a program for other machines; see `optim::trace`. `scalars` is the scalar state
+/// before the step.
+#[pyclass(frozen, module = "ironstep._core")]
+pub(super) struct Trace {
+    engine: &'static dyn Engine,
+    hyper: Vec<f64>,
+    step: u64,
+    before: Vec<f64>,
+    after: Vec<f64>,
+    program: Program,
+}
+
+impl Trace {
+    fn program(
+        engine: &'static dyn Engine,
+        hyper: &[f64],
+        step: u64,
+        scalars: &mut [f64],
+        what: Traced,
+    ) -> PyResult<Program> {
+        engine.trace(&mut Group { step, maximize: false, hyper, scalars }, what).ok_or_else(|| {
+            PyRuntimeError::new_err(format!("the rule {} is no straight line of operations", engine.name()))
+        })
+    }
+
+    fn one_pass(&self) -> bool {
+        self.engine.passes() == Passes::One
+    }
+}
+
+/// Operations, outputs, constants.
+type PyProgram<'py> = (Bound<'py, PyTuple>, Bound<'py, PyTuple>, Vec<f64>);
+
+fn program_to_python<'py>(py: Python<'py>, program: &Program) -> PyResult<PyProgram<'py>> {
+    let ops = program.ops.iter().map(|op| match *op {
+        Op::Param => ("p",).into_pyobject(py),
+        Op::Gradient => ("g",).into_pyobject(py),
+        Op::State(k) => ("state", k).into_pyobject(py),
+        Op::Constant(k) => ("constant", k).into_pyobject(py),
+        Op::Zero => ("zero",).into_pyobject(py),
+        Op::One => ("one",).into_pyobject(py),
+        Op::Unary(name, a) => (name, a).into_pyobject(py),
+        Op::Binary(name, a, b) => (name, a, b).into_pyobject(py),
+    });
+    let ops = PyTuple::new(py, ops.collect::<PyResult<Vec<_>>>()?)?;
+    Ok((ops, PyTuple::new(py, &program.outputs)?, program.constants.clone()))
+}
+
+#[pymethods]
+impl Trace {
+    #[new]
+    fn new(rule: &str, values: &Bound<'_, Values>, step: u64, scalars: Vec<f64>) -> PyResult<Trace> {
+        let engine = optim::rule(rule).ok_or_else(|| PyValueError::new_err(format!("no rule named {rule:?}")))?;
+        let hyper = values.get().0.clone();
+        if hyper.len() != engine.hyper().len() || scalars.len() != engine.scalars().len() {
+            return Err(PyValueError::new_err(format!("the hyperparameters must be {:?}", engine.hyper())));
+        }
+        let what = if engine.passes() == Passes::One { Traced::Update(None) } else { Traced::Measure };
+        let mut after = scalars.clone();
+        let program = Trace::program(engine, &hyper, step, &mut after, what)?;
+        Ok(Trace { engine, hyper, step, before: scalars, after, program })
+    }
+
+    /// How many times the rule goes over the arrays, and when it writes its state.
+    #[getter]
+    fn passes(&self) -> &'static str {
+        match self.engine.passes() {
+            Passes::One => "one",
+            Passes::StateThenParam => "state_then_param",
+            Passes::MeasureThenBoth => "measure_then_both",
+        }
+    }
+
+    /// The scalar state after the step.
+    #[getter]
+    fn scalars(&self) -> Vec<f64> {
+        self.after.clone()
+    }
+
+    /// What a step does to an element, of a rule with one pass.
+    #[getter]
+    fn update<'py>(&self, py: Python<'py>) -> PyResult<Option<PyProgram<'py>>> {
+        self.one_pass().then(|| program_to_python(py, &self.program)).transpose()
+    }
+
+    /// The first pass of a rule with two.
+    #[getter]
+    fn measure<'py>(&self, py: Python<'py>) -> PyResult<Option<PyProgram<'py>>> {
+        (!self.one_pass()).then(|| program_to_python(py, &self.program)).transpose()
+    }
+
+    /// The second pass over a leaf with these norms.
+    fn second<'py>(&self, py: Python<'py>, param_norm: f64, measured_norm: f64) -> PyResult<PyProgram<'py>> {
+        let mut scalars = self.before.clone();
+        let norms = Traced::Update(Some([param_norm, measured_norm]));
+        program_to_python(py, &Trace::program(self.engine, &self.hyper, self.step, &mut scalars, norms)?)
+    }
 }
