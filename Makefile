@@ -5,7 +5,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 RUST := Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 
-.PHONY: demo examples test bench docs build clean
+.PHONY: demo examples bridge test bench docs build clean
 
 demo: build $(BIN)/.demo ## Train a convolutional network on handwritten digits with the whole recipe; a report in demo/
 	$(BIN)/python -m ironstep demo --out demo
@@ -15,6 +15,9 @@ examples: build $(BIN)/.demo ## Every optimiser; with and without each layer; fi
 	$(BIN)/python examples/network.py
 	$(BIN)/python examples/finetune.py
 
+bridge: build $(BIN)/.torch ## A loop in torch with its AdamW and with ours; brings torch
+	$(BIN)/python examples/bridge.py
+
 test: build $(BIN)/.dev ## All checks: linters, Rust tests, Python tests, stubs, docs; ends in a count
 	$(BIN)/python tests/run.py
 
@@ -23,6 +26,7 @@ bench: build $(BIN)/.bench ## Speed, beside every installed peer; nothing else s
 	$(BIN)/python benches/peers.py
 	$(BIN)/python benches/layers.py
 	$(BIN)/python benches/loop.py
+	$(BIN)/python benches/bridge.py
 
 docs: build $(BIN)/.dev ## The documentation, in docs/_build/index.html
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build
@@ -42,6 +46,10 @@ $(BIN)/.built: $(BIN)/.uv $(RUST) pyproject.toml
 
 $(BIN)/.demo: $(BIN)/.uv pyproject.toml
 	$(UV) 'scikit-learn>=1.5' 'matplotlib>=3.9' 'tqdm>=4.66'
+	touch $@
+
+$(BIN)/.torch: $(BIN)/.uv pyproject.toml
+	$(UV) 'torch>=2.6'
 	touch $@
 
 $(BIN)/.dev: $(BIN)/.uv pyproject.toml

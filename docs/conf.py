@@ -4,7 +4,7 @@ import re
 import textwrap
 from importlib.metadata import version as _version
 
-from ironstep import data, functional, nn, optim, optimize, schedules, train
+from ironstep import data, functional, nn, optim, optimize, schedules, torch, train
 
 project = "ironstep"
 author = "The ironstep developers"
@@ -39,8 +39,10 @@ napoleon_custom_sections = [("Arguments that all optimisers share", "params_styl
 def links():
     """What a name in backticks stands for: the class or function of that name, in the first module that has one."""
     found = {}
-    for module in (optim, nn, functional, schedules, data, train, optimize):
+    for module in (optim, nn, functional, schedules, data, train, optimize, torch):
         for name in module.__all__:
+            if not callable(getattr(module, name)):
+                continue  # a module
             role = "class" if name[0].isupper() else "func"
             found.setdefault(name, f":{role}:`~{module.__name__}.{name}`")
     # Words that are more often an argument or a plain word.

@@ -63,6 +63,19 @@ def network() -> ModuleType:
     return example("network")
 
 
+@pytest.fixture(scope="module")
+def bridge() -> ModuleType:
+    return load("bridge")
+
+
+def test_bridge_runs() -> None:
+    command = [sys.executable, EXAMPLES / "bridge.py", "--epochs", "3", "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=True)
+    rows = re.findall(r"^(\S.*|  and \w+) +([\d.]+)% .* ([\d.]+) x$", done.stdout, re.M)
+    assert len(rows) == 4, done.stdout
+    assert all(80 < float(accuracy) <= 100 for _, accuracy, _ in rows)
+
+
 @pytest.mark.usefixtures("digits")
 def test_digits_runs(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
@@ -93,6 +106,8 @@ def test_digits_runs(tmp_path: Path) -> None:
         ("network", "--wrong-labels nan"),
         ("finetune", "--images 1"),
         ("finetune", "--seeds 0"),
+        ("bridge", "--epochs 0"),
+        ("bridge", "--seeds 0"),
     ],
 )
 def test_refuses(name: str, args: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,11 +125,14 @@ def test_refuses(name: str, args: str, request: pytest.FixtureRequest, capsys: p
         ("network", "matplotlib", "demo"),
         ("network", "sklearn", "demo"),
         ("finetune", "matplotlib", "plot"),
+        ("bridge", "torch", "torch"),
     ],
 )
 def test_says_what_is_missing(name: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [missing, *(module for module in sys.modules if module.startswith(f"{missing}."))]:
-        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing != "torch":  # Its parts must stay: others refer to them.
+        for module in [module for module in sys.modules if module.startswith(f"{missing}.")]:
+            monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit, match=rf'pip install "ironstep\[{extra}\]"'):
         load(name)
 

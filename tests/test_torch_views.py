@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -199,3 +201,24 @@ def test_a_joint_norm_takes_the_place_of_the_own() -> None:
         plan.step([g], step, 1.0, math.inf, 1.0, False, 0.0, False, False, None, joint_norm=norm)
     np.testing.assert_array_equal(p, -(g * (1.0 / (5.0 + 1e-6))))
     np.testing.assert_array_equal(q, -(g * (1.0 / (10.0 + 1e-6))))
+
+
+def test_without_torch_the_package_works_and_the_bridge_says_what_it_needs() -> None:
+    program = """
+import sys
+sys.modules["torch"] = None
+import ironstep
+from ironstep import *
+try:
+    ironstep.torch
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == 'ironstep.torch needs PyTorch: pip install "ironstep[torch]"\n'
+
+
+def test_the_package_does_not_import_torch_by_itself() -> None:
+    program = "import sys, ironstep; from ironstep import *; ironstep.functional.relu; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == "False\n"
