@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def main() -> int:
 
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        code, _ = run([PYTHON, "-m", "pytest", "-q", f"--junitxml={report}", *sys.argv[1:]])
+        # A file stays together: what its tests share is made once.
+        workers = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
+        code, _ = run([PYTHON, "-m", "pytest", "-q", *workers, f"--junitxml={report}", *sys.argv[1:]])
         if report.exists():
             suite = next(iter(ElementTree.parse(report).getroot()))
             bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))

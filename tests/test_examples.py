@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -69,8 +70,9 @@ def bridge() -> ModuleType:
 
 
 def test_bridge_runs() -> None:
-    command = [sys.executable, EXAMPLES / "bridge.py", "--epochs", "3", "--seeds", "1"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=True)
+    command = [sys.executable, EXAMPLES / "bridge.py", "--epochs", "2", "--seeds", "1"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=True, env=env)
     rows = re.findall(r"^(\S.*|  and \w+) +([\d.]+)% .* ([\d.]+) x$", done.stdout, re.M)
     assert len(rows) == 4, done.stdout
     assert all(80 < float(accuracy) <= 100 for _, accuracy, _ in rows)

@@ -717,7 +717,9 @@ def plain_lr(step: int) -> float:
     return 1.0 / (1 + step)
 
 
-@pytest.mark.parametrize("lr", [schedules.cosine(0.1, steps=10), schedules.constant(0.5), plain_lr], ids=repr)
+@pytest.mark.parametrize(
+    "lr", [schedules.cosine(0.1, steps=10), schedules.constant(0.5), plain_lr], ids=["cosine", "constant", "function"]
+)
 def test_schedules_are_scaled(lr: Any) -> None:
     net = model(3, 0)
     groups = train.layer_groups(net.params, lr, decay=4.0)

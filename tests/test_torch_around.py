@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -280,13 +281,18 @@ def test_accelerate_and_its_checkpoints(accelerate: ModuleType, name: str, tmp_p
 # -- DDP ---------------------------------------------------------------------------------------------------------------
 
 DDP = """
+    import os
     import sys
     import torch
+    import torch._dynamo  # which DDP imports, for longer than all the rest takes
     import torch.distributed as dist
     from ironstep.torch import optim
 
     torch.set_num_threads(1)
-    folder, rank = sys.argv[1], int(sys.argv[2])
+    folder = sys.argv[1]
+    # A fork, while there are no threads yet, since the imports take so long.
+    child = os.fork()
+    rank = 0 if child else 1
     MAKE = {
         "AdamW": lambda params: optim.AdamW(params, lr=0.01, weight_decay=0.1, max_norm=0.5),
         "LAMB": lambda params: optim.LAMB(params, lr=0.01),
@@ -314,23 +320,26 @@ DDP = """
     dist.destroy_process_group()
     alone = {name: train(make, 1, 0) for name, make in MAKE.items()}
     torch.save({"together": together, "alone": alone}, f"{folder}/{rank}.pt")
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_with_ddp_train_as_one_with_the_joint_batch(tmp_path: Path) -> None:
     script = textwrap.dedent(DDP)
     # The address of gloo is that of the host's name, which may be none of this machine's in a container.
     env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(rank)], env=env, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
+    # A session of its own, so that both processes can be ended.
+    pair = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], env=env, stderr=subprocess.PIPE, start_new_session=True
+    )
     try:
-        errors = [process.communicate(timeout=TIMEOUT)[1].decode() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+        errors = pair.communicate(timeout=TIMEOUT)[1].decode()
+    except BaseException:
+        os.killpg(pair.pid, signal.SIGKILL)
+        raise
+    assert pair.returncode == 0, errors
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, out in first["together"].items():
         for i, param in enumerate(out["after"]):

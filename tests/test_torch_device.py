@@ -17,6 +17,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,13 +168,18 @@ def numbers(rng: np.random.Generator, shape: Any, dtype: np.dtype[Any], finite: 
 
 
 def check_row(case: Case, dtype: np.dtype[Any], wanted: Wanted, device: str = "cpu") -> None:
-    """A row of the table over leaves of many lengths."""
+    """A row of the table over leaves of many lengths. The second gradients are where the first were."""
     rng = np.random.default_rng(0)
     finite = case.rule in NORMED or wanted.max_norm < math.inf
     shapes = [(0,), (17,), (9, 16)]
     both = Both(case, [numbers(rng, shape, dtype, finite) for shape in shapes], wanted, device)
+    tensors: list[torch.Tensor] = []
     for step in STEPS:
-        both.step(step, [numbers(rng, shape, wanted.grad or dtype, finite) for shape in shapes])
+        grads = [numbers(rng, shape, wanted.grad or dtype, finite) for shape in shapes]
+        tensors = tensors or [tensor(g, device) for g in grads]
+        for old, new in zip(tensors, grads, strict=True):
+            old.copy_(tensor(new))
+        both.step(step, grads, tensors)
 
 
 def check_large(case: Case, dtype: np.dtype[Any], device: str = "cpu") -> None:
@@ -601,6 +607,18 @@ def one_leaf(p: Any = None, m: Any = None, g: Any = None, device: str = "cpu", *
     if g is not None:
         part.look([g])
     return part
+
+
+def test_gradients_are_not_held_after_a_step() -> None:
+    """Or there would be a second set of them through the next forward and backward."""
+    p, g = torch.ones(8), torch.ones(8)
+    part = one_leaf(p, g=g)
+    values = CASE["lion"].cls(np.zeros(1)).param_groups[0].vector(0, True)
+    part.step([(1, False, values, [])], 1.0, math.inf, math.inf, None, 0.0)
+    assert not (p == 1).any()
+    gone = weakref.ref(g)
+    del g
+    assert gone() is None
 
 
 BASE = torch.zeros(64)

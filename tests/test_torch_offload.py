@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+import signal
 import threading
 import warnings
 from collections.abc import Callable
@@ -320,6 +321,70 @@ def test_the_switches_are_checked() -> None:
             adamw(parameters(), **{name: 1})
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill")
+def test_an_interrupted_wait_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the step is still computed: its result is neither lost nor taken half done."""
+    params, plain = parameters(), parameters()
+    opt, twin = adamw(params, offload=True, overlap=True), adamw(plain, master_weights=True)
+    begin = threading.Event()
+    run = optim._base.Optimizer._run
+
+    def slow(self: Any, plan: Any) -> Any:
+        assert begin.wait(TIMEOUT)
+        return run(self, plan)
+
+    give(plain, 0)
+    twin.step()
+    monkeypatch.setattr(optim._base.Optimizer, "_run", slow)
+    give(params, 0)
+    opt.step()
+    interrupt = threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        opt.synchronize()
+    interrupt.join()
+    release = threading.Timer(0.2, begin.set)
+    release.start()
+    opt.synchronize()
+    release.join()
+    assert_bits(values(params), values(plain))
+    assert_bits(states(opt), states(twin))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
+def test_gradients_with_a_graph_are_copied_without_it() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = adamw([p], offload=True, overlap=True)
+    p.pow(3).sum().backward(create_graph=True)
+    opt.step()
+    p.grad = None
+    opt.synchronize()
+    assert not any(buffer.requires_grad for buffer in opt._last.leaves[0].part._buffers)
+
+
+def test_a_first_step_in_inference_mode_is_like_any_other() -> None:
+    params, plain = parameters(), parameters()
+    opt, twin = adamw(params, offload=True, overlap=True), adamw(plain, master_weights=True)
+    for step in range(3):
+        for each, own in ((params, opt), (plain, twin)):
+            give(each, step)
+            with torch.inference_mode(step != 1):
+                own.step()
+    opt.synchronize()
+    assert_bits(values(params), values(plain))
+
+
+def test_a_parameter_that_is_another_when_the_step_is_over_is_not_written() -> None:
+    p = torch.nn.Parameter(torch.ones((), dtype=BF16))
+    opt = adamw([p], offload=True, overlap=True)
+    give([p], 0)
+    opt.step()
+    p.data = torch.ones(3, dtype=BF16)
+    with pytest.raises(ValueError, match=r"must keep shape \(\) while a step is under way, got \(3,\)"):
+        opt.synchronize()
+    assert torch.equal(p, torch.ones(3, dtype=BF16))
+
+
 # -- Saving ------------------------------------------------------------------------------------------------------------
 
 
@@ -471,3 +536,14 @@ def test_a_mixed_model_on_a_gpu_overlaps() -> None:
             clear(params)
     b.synchronize()
     assert_bits(values(mixed), values(plain))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_parameters_of_different_rules_that_overlap_are_refused(overlap: bool) -> None:
+    base = torch.ones(8)
+    a, b = torch.nn.Parameter(base[:5]), torch.nn.Parameter(base[4:])
+    opt = optim.SGD([{"params": [a], "momentum": 0.9}, {"params": [b]}], lr=0.5, offload=True, overlap=overlap)
+    a.grad, b.grad = torch.ones(5), torch.ones(4)
+    with pytest.raises(ValueError, match="overlap in memory"):
+        opt.step()
+    assert base.eq(1).all()

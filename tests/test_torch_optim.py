@@ -22,7 +22,7 @@ import ironstep.torch.optim as bridge
 import peers
 from cases import CASES, Case
 from helpers import BF16, DTYPES, assert_same_bits, awkward
-from ironstep import optim
+from ironstep import optim, schedules
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -630,6 +630,36 @@ def test_parameters_without_gradients_are_left_out():
         assert len(opt._plans) <= 8
 
 
+@pytest.mark.parametrize("name", ["Muon", "Mine"])
+def test_subclasses_may_have_any_name(name: str):
+    """Also that of another of torch's, whose parameters must be matrices."""
+    p = param(np.ones(3))
+    for base in (bridge.Adagrad, bridge.AdamW):
+        opt = type(name, (base,), {})([p])
+        p.grad = torch.ones_like(p)
+        getattr(torch.optim, base.__name__)([p]).load_state_dict(opt.state_dict())
+        opt.step()
+        assert opt.state[p]["step"] == 1
+
+
+def test_without_parameters_a_step_does_nothing():
+    p = param(np.ones(3))
+    p.grad = torch.ones_like(p)
+    for begun in (False, True):
+        opt = bridge.SGD([p], lr=0.5, max_norm=1.0)
+        if begun:
+            opt.step()
+        opt.param_groups[0]["params"].clear()
+        opt.step()
+        groups, opt.param_groups[:] = list(opt.param_groups), []
+        opt.step()
+        assert opt.grad_norm is None
+        opt.param_groups.extend(groups)
+        opt.param_groups[0]["params"].append(p)
+        opt.step()
+    assert opt.grad_norm == pytest.approx(math.sqrt(3))
+
+
 def test_plans_are_found_again():
     p, q = param(np.ones(3)), param(np.ones(3))
     opt = bridge.Adam([p, q])
@@ -1039,3 +1069,15 @@ def test_every_peer_of_the_table_is_torchs():
     assert {case.cls.__name__ for case in OF_TORCH} == set(PEERS)
     assert callable(peers.torch)
     assert ml_dtypes.bfloat16
+
+
+def test_schedules_and_wrong_names_are_refused_with_what_to_do() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(
+        TypeError, match=r"lr must be a number, got cosine.*; ironstep\.torch\.Scheduler makes it follow"
+    ):
+        bridge.AdamW([p], lr=schedules.cosine(0.1, steps=10))
+    with pytest.raises(
+        TypeError, match=r"AdamW: got an unexpected keyword argument 'learning_rate'; its .* params, lr,"
+    ):
+        bridge.AdamW([p], learning_rate=0.1)

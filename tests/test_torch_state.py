@@ -228,6 +228,74 @@ def test_users_may_change_state_between_steps():
     assert [a.state[p]["step"].item() for p in params] == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("value", [-1.0, 2.5, math.nan, math.inf])
+def test_step_counts_are_whole_numbers(value: float):
+    params = start()
+    opt = bridge.AdamW([("a", params[0]), ("b", params[1]), ("c", params[2])])
+    run(opt, params, 0, 2)
+    opt.state[params[1]]["step"].fill_(value)
+    before = [p.detach().clone() for p in params]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="step of b must be"):
+            run(opt, params, 2, 1)
+    assert same(params, before)
+    saved = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match="step of b must be"):
+        bridge.AdamW([("a", params[0]), ("b", params[1]), ("c", params[2])]).load_state_dict(saved)
+    opt.state[params[1]]["step"].fill_(2.0)
+    run(opt, params, 2, 1)
+    assert [opt.state[p]["step"].item() for p in params] == [3.0, 3.0, 3.0]
+
+
+def test_step_counts_may_be_numbers_of_any_kind():
+    params = start()
+    opt = bridge.AdamW(params)
+    run(opt, params, 0, 1)
+    for value in (5, 5.0, np.float32(5), np.int64(5), torch.tensor(5), torch.tensor([5.0]).double()):
+        saved = copy.deepcopy(opt.state_dict())
+        saved["state"][0]["step"] = value
+        opt.load_state_dict(saved)
+        run(opt, params, 1, 1)
+        assert opt.state[params[0]]["step"] == 6
+
+
+def test_a_copy_of_a_parameter_that_became_wide_is_not_taken_up_again():
+    p = torch.ones(4, dtype=torch.bfloat16).requires_grad_()
+    opt = bridge.SGD([p], lr=0.25, master_weights=True)
+    for dtype, want in ((torch.bfloat16, 0.75), (torch.float32, 0.5), (torch.float32, 0.25), (torch.bfloat16, 0.0)):
+        p.grad = None
+        p.data = p.data.to(dtype)
+        p.grad = torch.ones_like(p)
+        opt.step()
+        assert ("master" in opt.state[p]) == (dtype is torch.bfloat16)
+        assert p.tolist() == [want] * 4
+
+
+def _step_in_another_process(opt: bridge.Optimizer) -> None:
+    torch.set_num_threads(1)
+    for group in opt.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    opt.step()
+
+
+def test_another_process_takes_a_step():
+    """Descriptors of its memory must be open until that process has begun."""
+    params, others = start(), start()
+    opt, peer = bridge.AdamW(params), bridge.AdamW(others)
+    run(opt, params, 0, 2)
+    run(peer, others, 0, 2)
+    for p in params:
+        p.grad = None
+        p.share_memory_()
+    process = torch.multiprocessing.get_context("spawn").Process(target=_step_in_another_process, args=(opt,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    _step_in_another_process(peer)
+    assert same(params, others)
+
+
 def test_share_memory():
     params = start()
     others = start()
@@ -300,6 +368,17 @@ def test_hooks_of_state_dicts():
     opt.load_state_dict(saved)
     assert seen == ["pre", torch.Tensor, "loaded"]
     assert opt.state[params[0]]["step"] == 7
+
+
+def test_hooks_of_checkpoints_may_use_the_optimizer():
+    params = start()
+    opt = bridge.AdamW(params[:2], ema_decay=0.5)
+    saved = bridge.AdamW([{"params": params[:2]}, {"params": params[2:]}]).state_dict()
+    opt.register_state_dict_pre_hook(lambda o: o.synchronize())
+    opt.register_load_state_dict_pre_hook(lambda o, d: o.add_param_group({"params": params[2:]}))
+    opt.register_load_state_dict_post_hook(lambda o: o.sync_ema())
+    opt.load_state_dict(saved)
+    assert len(opt.state_dict()["param_groups"]) == 2
 
 
 def test_syncing_copies_and_averages():

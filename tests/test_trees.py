@@ -734,7 +734,7 @@ def test_each_group_has_its_mask() -> None:
         ([{"params": ones()}], [True, False], ValueError, "weight_decay_mask must be a function or a list with one"),
         ([{"params": ones()}], True, ValueError, "weight_decay_mask must be a function or a list with one"),
     ],
-    ids=repr,
+    ids=lambda value: "function" if callable(value) and not isinstance(value, type) else repr(value),
 )
 def test_a_mask_that_does_not_fit_is_refused_by_name(params: Any, mask: Any, error: Any, match: str) -> None:
     with pytest.raises(error, match=match):

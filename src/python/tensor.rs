@@ -259,37 +259,75 @@ fn refuse_negated(tensor: &Bound<'_, PyAny>, seen: &Seen<'_>, name: &str) -> PyR
 struct Slot {
     data: *mut u8,
     dtype: Option<DType>,
-    shape: Vec<i64>,
-    strides: Vec<i64>,
-    /// Where strides are usual and there is more than one element, it cannot be negated.
-    array: Py<PyAny>,
+    ndim: u32,
+    /// Where shape and strides are in [`Slots::numbers`], and how many numbers have room there.
+    first: u32,
+    room: u32,
+    array: Option<Py<PyAny>>,
 }
 
 // SAFETY: the address is compared, and handed on to the array, never followed.
 unsafe impl Send for Slot {}
 
 impl Slot {
-    fn is_like(&self, seen: &Seen<'_>) -> bool {
-        self.dtype == seen.dtype && self.shape == *seen.shape && self.strides == *seen.strides && seen.on_cpu
-    }
-
     /// Lets the array point to another address, if it can.
     fn moves_to(&mut self, data: *mut u8) -> bool {
         let size = self.dtype.map_or(1, DType::size);
-        let can = !data.is_null()
-            && !self.data.is_null()
-            && self.data.addr().is_multiple_of(size)
-            && data.addr().is_multiple_of(size);
-        if can {
-            // SAFETY: the array was made in `array`, is known to nobody but the optimiser that looks through it, owns no
-            // memory, and is not empty. Address and flags go on to fit: both addresses are aligned.
-            unsafe {
-                let fields = npyffi::objects::_PyArray_GET_ITEM_DATA(self.array.as_ptr().cast::<PyArrayObject>());
-                (*fields).data = data.cast();
-            }
-            self.data = data;
+        let aligned = self.data.addr().is_multiple_of(size) && data.addr().is_multiple_of(size);
+        let Some(array) = self.array.as_ref().filter(|_| aligned && !data.is_null() && !self.data.is_null()) else {
+            return false;
+        };
+        // SAFETY: the array was made in `array`, is known to nobody but the optimiser that looks through it, owns no memory,
+        // and is not empty. Address and flags go on to fit: both addresses are aligned.
+        unsafe {
+            let fields = npyffi::objects::_PyArray_GET_ITEM_DATA(array.as_ptr().cast::<PyArrayObject>());
+            (*fields).data = data.cast();
         }
-        can
+        self.data = data;
+        true
+    }
+}
+
+/// All slots, in as few pieces of memory as will do: for a thousand tensors that are not in the cache, each piece more
+/// costs a tenth of a step.
+struct Slots {
+    all: Vec<Slot>,
+    /// Shapes and strides, in elements.
+    numbers: Vec<i64>,
+    /// Something has changed since the last look that succeeded.
+    changed: bool,
+}
+
+impl Slots {
+    fn new(n: usize) -> Slots {
+        let empty = || Slot { data: std::ptr::null_mut(), dtype: None, ndim: 0, first: 0, room: 0, array: None };
+        Slots { all: std::iter::repeat_with(empty).take(n).collect(), numbers: Vec::new(), changed: true }
+    }
+
+    /// Whether the array of tensor `i` fits but for its address.
+    fn is_like(&self, i: usize, seen: &Seen<'_>) -> bool {
+        let slot = &self.all[i];
+        let (first, n) = (slot.first as usize, slot.ndim as usize);
+        slot.array.is_some()
+            && slot.dtype == seen.dtype
+            && seen.on_cpu
+            && self.numbers[first..first + n] == *seen.shape
+            && self.numbers[first + n..first + 2 * n] == *seen.strides
+    }
+
+    fn put(&mut self, i: usize, seen: &Seen<'_>, array: Py<PyAny>) {
+        let slot = &mut self.all[i];
+        let n = seen.shape.len();
+        if slot.room < 2 * n as u32 {
+            slot.room = 2 * n as u32;
+            slot.first = self.numbers.len() as u32;
+            self.numbers.resize(self.numbers.len() + 2 * n, 0);
+        }
+        slot.ndim = n as u32;
+        (slot.data, slot.dtype, slot.array) = (seen.data, seen.dtype, Some(array));
+        let numbers = &mut self.numbers[slot.first as usize..][..2 * n];
+        numbers[..n].copy_from_slice(&seen.shape);
+        numbers[n..].copy_from_slice(&seen.strides);
     }
 }
 
@@ -302,7 +340,7 @@ pub(super) struct TensorViews {
     written: bool,
     plain: bool,
     list: Py<PyList>,
-    inner: Mutex<(Vec<Option<Slot>>, bool)>,
+    slots: Mutex<Slots>,
 }
 
 #[pymethods]
@@ -310,9 +348,9 @@ impl TensorViews {
     #[new]
     #[pyo3(signature = (names, *, written, plain=false))]
     fn new(py: Python<'_>, names: Vec<String>, written: bool, plain: bool) -> PyResult<TensorViews> {
-        let slots = std::iter::repeat_with(|| None).take(names.len()).collect();
+        let slots = Mutex::new(Slots::new(names.len()));
         let list = PyList::new(py, names.iter().map(|_| py.None()))?.unbind();
-        Ok(TensorViews { names, written, plain, list, inner: Mutex::new((slots, true)) })
+        Ok(TensorViews { names, written, plain, list, slots })
     }
 
     /// The arrays over these tensors, in the list that all calls return, and whether anything has changed since the last
@@ -328,39 +366,32 @@ impl TensorViews {
             )));
         }
         // Not `lock`: who waits here with the interpreter attached may wait for ever.
-        let Ok(mut inner) = self.inner.try_lock() else {
+        let Ok(mut slots) = self.slots.try_lock() else {
             return Err(PyRuntimeError::new_err("another thread looks at these tensors; one step at a time"));
         };
-        let (slots, changed) = &mut *inner;
+        let slots = &mut *slots;
         let list = self.list.bind(py);
-        for (i, (tensor, (slot, name))) in tensors.iter().zip(slots.iter_mut().zip(&self.names)).enumerate() {
+        for (i, (tensor, name)) in tensors.iter().zip(&self.names).enumerate() {
             see(&tensor, name, self.plain, |seen| {
                 refuse_negated(&tensor, &seen, name)?;
-                if let Some(slot) = slot.as_mut()
-                    && slot.is_like(&seen)
-                {
+                if slots.is_like(i, &seen) {
+                    let slot = &mut slots.all[i];
                     if slot.data == seen.data {
                         return Ok(());
                     }
-                    *changed = true;
+                    slots.changed = true;
                     if slot.moves_to(seen.data) {
                         return Ok(());
                     }
                 }
-                *changed = true;
+                slots.changed = true;
                 let array = array(&tensor, &seen, name, self.written, None)?;
                 list.set_item(i, &array)?;
-                *slot = Some(Slot {
-                    data: seen.data,
-                    dtype: seen.dtype,
-                    shape: seen.shape.to_vec(),
-                    strides: seen.strides.to_vec(),
-                    array: array.unbind(),
-                });
+                slots.put(i, &seen, array.unbind());
                 Ok(())
             })?;
         }
-        Ok((list.clone(), std::mem::replace(changed, false)))
+        Ok((list.clone(), std::mem::replace(&mut slots.changed, false)))
     }
 }
 

@@ -27,14 +27,18 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def tracing() -> bool:
     """Whether somebody records the operations, or wants to see each of them."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def ours(*tensors: Tensor | None) -> bool:
     """Whether the core can take these tensors, as far as their kind and place go.
 
-    The core sees memory. So other devices, subclasses of tensors, the wrapped tensors of `torch.func`, and forward-mode
-    differentiation are left to torch.
+    The core sees memory. So other devices, subclasses of tensors, nested tensors, the wrapped tensors of `torch.func`,
+    and forward-mode differentiation are left to torch.
     """
     traced = tracing()
     for tensor in tensors:
@@ -42,7 +46,7 @@ def ours(*tensors: Tensor | None) -> bool:
             continue
         if type(tensor) not in _PLAIN and not (traced and isinstance(tensor, Tensor)):
             return False
-        if not tensor.is_cpu:
+        if not tensor.is_cpu or tensor.is_nested:
             return False
     if traced and torch.compiler.is_compiling():
         return True
@@ -90,7 +94,7 @@ class Kernel:
             # An operator returns tensors only.
             if isinstance(results, Tensor):
                 return results
-            return tuple(torch.empty(0) if result is None else result for result in results)
+            return tuple(torch.empty(0, device="cpu") if result is None else result for result in results)
 
         self.run = run
         self.definition = torch.library.custom_op(
@@ -165,8 +169,19 @@ class Operation(Kernel):
         return self.first(self.run(*args))
 
 
+def _batched(dy: Tensor) -> bool:
+    """Whether it stands for many gradients at once (`is_grads_batched=True`, `vmap`), and has no memory of its own."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(dy) or functorch.is_legacy_batchedtensor(dy)
+
+
+def _by_torch(dy: Tensor) -> bool:
+    """Whether the backward pass must be made of torch's own operations."""
+    return torch.is_grad_enabled() or _batched(dy)
+
+
 def _again(function: Callable[..., Any], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grads: Any) -> Any:
-    """Gradients that can be differentiated again (`create_graph=True`): those of torch's own operations."""
+    """Gradients of torch's own operations, which can be differentiated again (`create_graph=True`)."""
     with torch.enable_grad():
         results = function(*inputs)
     pairs = [
@@ -177,7 +192,11 @@ def _again(function: Callable[..., Any], inputs: Sequence[Tensor | None], wanted
     chosen = [tensor for tensor, want in zip(inputs, wanted, strict=False) if tensor is not None and want]
     found = iter(
         torch.autograd.grad(
-            [result for result, _ in pairs], chosen, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            [result for result, _ in pairs],
+            chosen,
+            [grad for _, grad in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
         )
     )
     return [next(found) if tensor is not None and want else None for tensor, want in zip(inputs, wanted, strict=False)]
@@ -335,7 +354,7 @@ def _layer_norm_backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     want = ctx.needs_input_grad
     if dy is None:
         return (None,) * 5
-    if torch.is_grad_enabled():
+    if _by_torch(dy):
         shape = x.shape[x.dim() - ctx.dims :]
         grads = _again(lambda x, w, b: reference.layer_norm(x, shape, w, b, ctx.eps), (x, weight, bias), want, [dy])
         return (*grads, None, None)
@@ -382,7 +401,7 @@ def _rms_norm_backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     want = ctx.needs_input_grad
     if dy is None:
         return (None,) * 5
-    if torch.is_grad_enabled():
+    if _by_torch(dy):
         grads = _again(lambda x, w: _scaled(x, w, ctx.dims, ctx.eps, ctx.offset), (x, weight), want, [dy])
         return (*grads, None, None, None)
     want_weight = weight is not None and want[1]
@@ -404,23 +423,21 @@ rms_norm = Operation(
 
 
 def _save_add_rms_norm(ctx: Any, inputs: Any, output: Any) -> None:
-    x, residual, weight, ctx.dims, ctx.eps, ctx.offset = inputs
-    # The sum is a result that the caller has too; the summands are needed for second derivatives only, as its sources.
-    ctx.save_for_backward(x, residual, output[1], weight, output[2])
+    _, _, weight, ctx.dims, ctx.eps, ctx.offset = inputs
+    # The sum is a result that the caller has too; second derivatives go through it to the summands.
+    ctx.save_for_backward(output[1], weight, output[2])
 
 
 def _add_rms_norm_backward(ctx: Any, dy: Tensor | None, dhidden: Tensor | None, *_: Any) -> Any:
-    x, residual, hidden, weight, rstd = ctx.saved_tensors
+    hidden, weight, rstd = ctx.saved_tensors
     want = ctx.needs_input_grad
-    if torch.is_grad_enabled():
-
-        def both(x: Tensor, residual: Tensor, weight: Tensor | None) -> Any:
-            total = x + residual
-            return _scaled(total, weight, ctx.dims, ctx.eps, ctx.offset), total
-
-        return (*_again(both, (x, residual, weight), want, [dy, dhidden]), None, None, None)
     if dy is None:
         return _if(want[0], dhidden), _if(want[1], dhidden), None, None, None, None
+    if _by_torch(dy) or (dhidden is not None and _batched(dhidden)):
+        wanted = (want[0] or want[1], want[2])
+        dx, dweight = _again(lambda h, w: _scaled(h, w, ctx.dims, ctx.eps, ctx.offset), (hidden, weight), wanted, [dy])
+        dx = dx if dx is None or dhidden is None else dx + dhidden
+        return _if(want[0], dx), _if(want[1], dx), dweight, None, None, None
     want_weight = weight is not None and want[2]
     dx, dweight, _dbias = _norm_rows_backward(
         dy, dhidden, hidden, weight, None, None, rstd, ctx.dims, ctx.offset, want_weight, False
@@ -606,7 +623,7 @@ def _save_batch_norm(ctx: Any, inputs: Any, output: Any) -> None:
 def _batch_norm_backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     if dy is None:
         return (None,) * 4
-    if torch.is_grad_enabled():
+    if _by_torch(dy):
 
         def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
             return reference.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
@@ -635,7 +652,7 @@ def _save_batch_norm_inference(ctx: Any, inputs: Any, output: Any) -> None:
 def _batch_norm_inference_backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     if dy is None:
         return (None,) * 6
-    if torch.is_grad_enabled():
+    if _by_torch(dy):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         shape = (1, -1, *(1,) * (x.dim() - 2))
 
@@ -668,7 +685,7 @@ def _save_group_norm(ctx: Any, inputs: Any, output: Any) -> None:
 def _group_norm_backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     if dy is None:
         return (None,) * 5
-    if torch.is_grad_enabled():
+    if _by_torch(dy):
 
         def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
             return reference.group_norm(x, ctx.groups, weight, bias, ctx.eps)
@@ -719,7 +736,13 @@ def _save_dropout(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _dropout_backward(ctx: Any, dy: Tensor | None) -> Any:
     (seed,) = ctx.saved_tensors
-    dx = None if dy is None else dropout(dy, seed, ctx.p, ctx.channels)
+    if dy is None:
+        return (None,) * 4
+    if _batched(dy):
+        factors = dropout(torch.ones(dy.shape, dtype=dy.dtype, device="cpu"), seed, ctx.p, ctx.channels)
+        dx = torch.where(factors == 0.0, 0.0, dy * factors)
+    else:
+        dx = dropout(dy, seed, ctx.p, ctx.channels)
     return dx, None, None, None
 
 
@@ -752,7 +775,7 @@ def _kept_gradient(ctx: Any, dy: Tensor) -> Tensor | None:
 
 
 def _classes_last(x: Tensor) -> Tensor:
-    return x.movedim(min(x.dim() - 1, 1), -1).contiguous()
+    return x.contiguous() if x.dim() <= 2 else x.movedim(1, -1).contiguous()
 
 
 def _entropy(
@@ -777,12 +800,10 @@ def _entropy(
         bits = target.to(torch.int64).reshape(-1).view(torch.float64)
         classes = _view(bits, "target").view(np.int64)
     count = _count(classes, weight, rows, k, ignore_index, x.dtype) if reduction == "mean" else 1.0
-    if dy is None and not want_grad:
-        scale = _ONE
+    if dy is not None and reduction == "none":
+        scale = _view(dy.to(torch.float64).reshape(-1).contiguous(), "grad_output")
     else:
-        factors = torch.ones(1, dtype=torch.float64) if dy is None else dy.to(torch.float64).reshape(-1).contiguous()
-        factors = factors / count if reduction == "mean" else factors
-        scale = _view(factors, "grad_output")
+        scale = np.array([_divided(1.0 if dy is None else float(dy), count)])
     grad = torch.empty_like(last) if want_grad else None
     on, off = (1.0 - smoothing, smoothing / k) if smoothing else (1.0, 0.0)
     losses = _core.cross_entropy(
@@ -797,10 +818,7 @@ def _entropy(
         scale,
         _written(grad, "the gradient"),
     )
-    return losses, count, None if grad is None else grad.movedim(-1, min(x.dim() - 1, 1))
-
-
-_ONE = np.ones(1)
+    return losses, count, grad if grad is None or x.dim() <= 2 else grad.movedim(-1, 1)
 
 
 def _count(classes: Any, weight: Tensor | None, rows: int, k: int, ignore_index: int, dtype: torch.dtype) -> float:
@@ -825,7 +843,7 @@ def _divided(total: float, count: float) -> float:
 def _reduced(losses: Any, count: float, reduction: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if reduction == "none":
         return torch.from_numpy(losses).to(dtype).view(shape)
-    return torch.tensor(_divided(_core.tree_sum(losses), count), dtype=dtype)
+    return torch.scalar_tensor(_divided(_core.tree_sum(losses), count), dtype=dtype, device="cpu")
 
 
 def _samples(x: Tensor) -> list[int]:
@@ -871,7 +889,8 @@ def _cross_entropy_grad(
 
 
 def _cross_entropy_grad_fake(dy: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(_classes_last(x)).movedim(-1, min(x.dim() - 1, 1))
+    grad = torch.empty_like(_classes_last(x))
+    return grad if x.dim() <= 2 else grad.movedim(-1, 1)
 
 
 _cross_entropy_backward_kernel = Kernel(
@@ -901,7 +920,7 @@ def _cross_entropy_backward(ctx: Any, dy: Tensor | None) -> Any:
     if dy is None:
         return (None,) * 7
     ignore_index, reduction, smoothing, dtype = ctx.rest
-    if torch.is_grad_enabled():
+    if _by_torch(dy):
         x, target, weight = ctx.saved_tensors
 
         def forward(x: Tensor) -> Tensor:
@@ -973,7 +992,8 @@ def _pairs(
         return None, grad
     if each is not None:
         return each.to(x.dtype), grad
-    return torch.tensor(_divided(total, x.numel()) if reduction == "mean" else total, dtype=x.dtype), grad
+    total = _divided(total, x.numel()) if reduction == "mean" else total
+    return torch.scalar_tensor(total, dtype=x.dtype, device="cpu"), grad
 
 
 def _pointwise(
@@ -1030,7 +1050,7 @@ def _pointwise_eager(ctx: Any, *inputs: Any) -> Any:
 def _pointwise_backward(ctx: Any, dy: Tensor | None) -> Any:
     if dy is None:
         return (None,) * 6
-    if torch.is_grad_enabled():
+    if _by_torch(dy):
         x, target, weight, pos_weight = ctx.saved_tensors
 
         def forward(x: Tensor, target: Tensor) -> Tensor:

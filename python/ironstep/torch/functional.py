@@ -6,9 +6,10 @@ core where they are (what is not dense is copied first). The results have the sa
 last bits. Gradients come from the core too. Second derivatives (`create_graph=True`) are made of torch's operations.
 
 Everything else goes to the function of the same name in `torch.nn.functional`: tensors on other devices, subclasses of
-`Tensor`, the transforms of `torch.func` (`vmap`, `grad`, ...), forward-mode differentiation, and whatever else a
-function here says. Under `torch.compile`, `torch.export` and `make_fx` the calls are operators `torch.ops.ironstep.*`,
-without a graph break.
+`Tensor`, nested tensors, dropout of complex numbers, the transforms of `torch.func` (`vmap`, `grad`, ...), forward-mode
+differentiation, and whatever else a function here says. Under `torch.compile`, `torch.export`, `make_fx` and
+`torch.jit.trace` the calls are operators `torch.ops.ironstep.*`, without a graph break. `torch.jit.script` cannot read
+them, and says so.
 """
 
 from __future__ import annotations
@@ -435,6 +436,10 @@ def _probability(p: float) -> float:
     return float(p)
 
 
+def _taken(input: Tensor) -> bool:
+    return ours(input) and not input.is_complex()
+
+
 def _drop(input: Tensor, p: float, training: bool, inplace: bool, channels: bool) -> Tensor:
     if not training or p == 0.0 or input.numel() == 0:
         return input
@@ -477,7 +482,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         Srivastava et al., Dropout: a simple way to prevent neural networks from overfitting, JMLR 15, 2014.
         Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
     """
-    if not ours(input):
+    if not _taken(input):
         return reference.dropout(input, p, training, inplace)
     return _drop(input, _probability(p), training, inplace, False)
 
@@ -508,7 +513,7 @@ def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     References:
         Tompson et al., Efficient object localization using convolutional networks, arXiv 1411.4280.
     """
-    if not ours(input) or input.dim() not in (2, 3):
+    if not _taken(input) or input.dim() not in (2, 3):
         return reference.dropout1d(input, p, training, inplace)
     if input.dim() == 2:
         y = _drop(input.unsqueeze(0), _probability(p), training, False, True).squeeze(0)
@@ -545,7 +550,7 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     References:
         Tompson et al., Efficient object localization using convolutional networks, arXiv 1411.4280.
     """
-    if not ours(input) or input.dim() != 4:
+    if not _taken(input) or input.dim() != 4:
         return reference.dropout2d(input, p, training, inplace)
     return _drop(input, _probability(p), training, inplace, True)
 
@@ -575,7 +580,7 @@ def dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     References:
         Tompson et al., Efficient object localization using convolutional networks, arXiv 1411.4280.
     """
-    if not ours(input) or input.dim() not in (4, 5):
+    if not _taken(input) or input.dim() not in (4, 5):
         return reference.dropout3d(input, p, training, inplace)
     if input.dim() == 4:
         y = _drop(input.unsqueeze(0), _probability(p), training, False, True).squeeze(0)

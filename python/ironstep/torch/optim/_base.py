@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import chain, repeat
+from multiprocessing.context import get_spawning_popen
+from numbers import Real
 from operator import attrgetter, is_, itemgetter
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -21,7 +23,7 @@ from ... import optim as numpy_optim
 from ...optim._base import Around, nonfinite_error
 from ...optim._hyper import LIMITS, RULES, Limit, ParamGroup, flag, number
 from ._cpu import CpuPart, Groups, named
-from ._offload import Flight, OffloadPart, pinned
+from ._offload import Flight, OffloadPart, check_apart, pinned
 
 Params: TypeAlias = "Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]"
 
@@ -145,6 +147,8 @@ def _number(what: str, value: Any, limit: Limit) -> float:
         if value.numel() != 1:
             raise ValueError(f"{what} must have one element if it is a tensor, got shape {tuple(value.shape)}")
         value = value.item()
+    if callable(value):
+        raise TypeError(f"{what} must be a number, got {value!r}; ironstep.torch.Scheduler makes it follow a schedule")
     return number(what, value, limit, "")
 
 
@@ -191,6 +195,11 @@ class _Leaves:
         keys = [(i, counts[k], *(own[k] for own in scalars)) for i, k in zip(self.owners, self.slots, strict=True)]
         distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         numbers = [distinct[key] for key in keys]
+        for key in distinct:
+            count = key[1]
+            if count < 0 or not count.is_integer():
+                name = self.names[keys.index(key)]
+                raise ValueError(f"step of {name} must be a whole number of at least 0, got {count}")
         same, self.numbers = numbers == self.numbers, numbers
         self.entries = [(int(i), int(count), list(rest)) for i, count, *rest in distinct]
         if scalars:
@@ -209,8 +218,9 @@ class _Plan:
         """The slots, unless they are all."""
         self.watches: list[tuple[Callable[[Any], Any], list[dict[str, Any]], list[Tensor], bool]] = []
         """Getter, dicts, what they hold, whether the getter gives tuples."""
-        self.fresh: list[tuple[Tensor, dict[str, Any], str, Tensor]] = []
-        """State that is new, or replaces what a user put there, and is shown after the first step that succeeds."""
+        self.fresh: list[tuple[Tensor, dict[str, Any], str, Tensor | None]] = []
+        """State that is new, or replaces what a user put there, and is shown after the first step that succeeds; None
+        where that step makes it out of date."""
         self.inference = False
         self.dtypes: list[torch.dtype] = []
 
@@ -236,12 +246,11 @@ class _Plan:
         """Lets all parts check everything."""
         if self.inference and not torch.is_inference_mode_enabled():
             raise ValueError("some parameters are inference tensors, which can change in torch.inference_mode() only")
-        if len(self.leaves) == 1:
-            self.leaves[0].part.look(grads)
-            return
-        for leaves in self.leaves:
-            leaves.part.look([grads[k] for k in leaves.positions])
-        _look_across([leaves.part for leaves in self.leaves if isinstance(leaves.part, CpuPart)])
+        parts = [leaves.part for leaves in self.leaves]
+        for part, leaves in zip(parts, self.leaves, strict=True):
+            part.look(grads if len(parts) == 1 else [grads[k] for k in leaves.positions])
+        _look_across([part for part in parts if isinstance(part, CpuPart)])
+        check_apart([part for part in parts if isinstance(part, OffloadPart)])
 
     def is_current(self) -> bool:
         """Whether all state tensors are the objects that the parts have, for parameters of the same types."""
@@ -348,7 +357,7 @@ class Optimizer(torch.optim.Optimizer):
         self._flight: tuple[Flight, _Plan, tuple[bool, ...]] | None = None
         self.grad_norm = None
         self.skipped = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # Hooks of checkpoints may use the optimiser.
         kind = self._kind
         usual = kind._rule(defaults(kind))
         self._usual = RULES[usual][1]
@@ -399,7 +408,7 @@ class Optimizer(torch.optim.Optimizer):
             if isinstance(param_group, dict):
                 self._hyper(self.defaults | param_group, f"param_groups[{len(self.param_groups)}]['{{}}']")
             super().add_param_group(param_group)
-            if _makes_state_at_once(type(self).__name__):
+            if _makes_state_at_once(self._kind.__name__):
                 group = self.param_groups[-1]
                 hyper = self._hyper(group, "{}")
                 for p in group["params"]:
@@ -458,11 +467,11 @@ class Optimizer(torch.optim.Optimizer):
         absent = tuple(map(is_, grads, repeat(None)))
         if True in absent:
             grads = [grad for grad in grads if grad is not None]
-            if not grads:
-                self.grad_norm, self.skipped = None, False
-                return
         else:
             absent = ()
+        if not grads:
+            self.grad_norm, self.skipped = None, False
+            return
         plan = self._looked(absent, grads)
         if self.overlap:
             self._flight = Flight(partial(self._run, plan)), plan, absent
@@ -575,7 +584,10 @@ class Optimizer(torch.optim.Optimizer):
         for p, own, name, tensor in plan.fresh:
             if p not in self.state or self.state[p] is not own:
                 self.state[p] = own
-            own[name] = tensor
+            if tensor is None:
+                del own[name]
+            else:
+                own[name] = tensor
         if plan.fresh:
             plan.fresh = []
             self._dicts = list(self.state.values())
@@ -736,6 +748,8 @@ class Optimizer(torch.optim.Optimizer):
             if self.offload and (master := pinned(found["master"], p)) is not found["master"]:
                 found["master"] = master
                 plan.fresh.append((p, own, "master", master))
+        elif "master" in own:
+            plan.fresh.append((p, own, "master", None))  # Else it would be taken up when the parameter is narrow again.
         if self._around.values["ema_decay"] is not None:
             take("ema", lambda: self._copy(p))
         return found
@@ -847,6 +861,9 @@ class Optimizer(torch.optim.Optimizer):
         self.synchronize()
         state: defaultdict[Any, Any] = defaultdict(dict)
         state.update((p, self._detached(own)) for p, own in self.state.items())
+        if get_spawning_popen() is not None:
+            # Its memory goes to the new process by descriptors, which must be open when that starts.
+            self._sent = state
         options = self._around.values | {name: getattr(self, name) for name in SWITCHES}
         return super().__getstate__() | {"state": state, "options": options}
 
@@ -941,9 +958,12 @@ def _scalar(value: Any, what: str, first: float | None) -> float:
         return first
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{what} must be a number of at least 0, or a tensor with one, got {value!r}")
-    return float(value)
+    x = float(value)
+    if what.startswith("step ") and not x.is_integer():
+        raise ValueError(f"{what} must be a whole number, got {value!r}")
+    return x
 
 
 def _fitting(value: Any, p: Tensor, what: str, device: torch.device) -> Tensor:

@@ -57,7 +57,10 @@ def _class(kind: type[numpy_optim.Optimizer]) -> type[Optimizer]:
     signature = _signature(kind, peer)
 
     def initialize(self: Optimizer, /, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}; its arguments are {', '.join(list(signature.parameters)[1:])}") from None
         bound.apply_defaults()
         arguments = bound.arguments
         del arguments["self"]

@@ -298,6 +298,7 @@ class DevicePart:
             ]
             leaves = list(range(len(programs)))
             self._run("update", programs, leaves, arounds, ordered=True, writes_state=not first)
+        self._columns["g"] = []  # Else their memory would be held until the next step, through forward and backward.
         return [trace.scalars for trace in traces]
 
     def _run(
@@ -347,7 +348,7 @@ class DevicePart:
             sums = torch.empty((self._chunks + 1, 2, LANES), dtype=torch.float64, device=self._device)
         start = 0
         for (kernel, job), own in zip(jobs.items(), rows, strict=True):
-            self._table(kernel, job, addresses).launch(numbers[start : start + own.size], sums)
+            self._table(kernel, job, addresses).launch(kernel, numbers[start : start + own.size], sums)
             start += own.size
         for tensor, copy, written in copies:
             if written:
@@ -472,7 +473,7 @@ def _why_not(device: torch.device) -> str:
             x = torch.zeros(1, device=device)
             one, zero = np.ones(1, np.int64), np.zeros(1, np.int64)
             table = Table(kernel, one, zero, zero, 1, np.array([[x.data_ptr(), x.data_ptr()]]), device)
-            table.launch(torch.zeros(kernel.width, dtype=torch.float64, device=device))
+            table.launch(kernel, torch.zeros(kernel.width, dtype=torch.float64, device=device))
     except Exception as error:
         return f"Triton does not work here, so ironstep's optimisers are plain torch operations, and slower: {error}"
     return ""

@@ -401,12 +401,11 @@ class Table:
         else:
             aligned = (table[:, [0, *range(LEADING, table.shape[1])]] % ALIGNED == 0).all(1)
             parts = [(True, table[aligned]), (False, table[~aligned])]
-        self.kernel = kernel
         self.parts = [(aligned, len(part), upload(part, device)) for aligned, part in parts if len(part)]
 
-    def launch(self, numbers: Tensor, sums: Tensor | None = None) -> None:
-        """Runs the kernel over all chunks, on the current stream."""
+    def launch(self, kernel: Kernel, numbers: Tensor, sums: Tensor | None = None) -> None:
+        """Runs a kernel over all chunks, on the current stream: the one of `__init__`, or another program alike."""
         arguments = [numbers] if sums is None else [numbers, sums]
         for aligned, n, table in self.parts:
-            grid = (n // ROWS if self.kernel.sums else n,)
-            compiled(self.kernel, aligned)[grid](table, *arguments, num_warps=4, enable_fp_fusion=False)
+            grid = (n // ROWS if kernel.sums else n,)
+            compiled(kernel, aligned)[grid](table, *arguments, num_warps=4, enable_fp_fusion=False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ._cpu import CpuPart, Groups
+from ._cpu import CpuPart, Groups, named
 
 
 def pinned(tensor: Tensor, p: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class OffloadPart:
         ema: list[Tensor] | None,
     ) -> None:
         """See `CpuPart`. There is a master of every leaf."""
-        self._params = params
-        self._names = names
+        self.params = params
+        self.names = names
         self._known = [(p.shape, p.dtype, p.device) for p in params]
         self._images: list[Tensor] = []
         """What the core takes for the parameters: those in float32 and float64 are their own masters."""
@@ -49,10 +49,10 @@ class OffloadPart:
         copies = [own if own is not image else None for own, image in zip(master, self._images, strict=True)]
         self._buffers: list[Tensor] = []
         """The gradients."""
-        self._device = params[0].device
+        self.device = params[0].device
         self._stream: torch.cuda.Stream | None = None
-        if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._arrived: torch.cuda.Event | None = None
         """When the gradients are in the buffers."""
         self._left: torch.cuda.Event | None = None
@@ -61,7 +61,7 @@ class OffloadPart:
 
     def look(self, grads: list[Tensor]) -> None:
         """Checks everything as it is now, and copies the gradients."""
-        for p, grad, name, known in zip(self._params, grads, self._names, self._known, strict=True):
+        for p, grad, name, known in zip(self.params, grads, self.names, self._known, strict=True):
             if (p.shape, p.dtype, p.device) != known:
                 raise ValueError(
                     f"{name} must stay {known[1]} of shape {tuple(known[0])} on {known[2]}, got {p.dtype} of shape "
@@ -76,21 +76,20 @@ class OffloadPart:
                     f"the gradient of {name} must have shape {tuple(p.shape)} like the parameter, got "
                     f"{tuple(grad.shape)}"
                 )
-        if self._device.type == "cpu":
-            # The core refuses what overlaps; it does not see the parameters otherwise.
-            views, _ = _core.TensorViews(self._names, written=True).look(self._params)
-            _core.Plan("sgd", _core.Tree(views, "params"), [], [0] * len(views))
-        if [(b.shape, b.dtype) for b in self._buffers] != [(grad.shape, grad.dtype) for grad in grads]:
-            self._buffers = [pinned(torch.empty_like(grad, device="cpu"), grad) for grad in grads]
         self._fetch(grads)
         self._inner.look(self._buffers)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _fetch(self, grads: list[Tensor]) -> None:
+        """Copies the gradients, which may have a graph behind them, into buffers of any later step, in any mode."""
+        if [(b.shape, b.dtype) for b in self._buffers] != [(grad.shape, grad.dtype) for grad in grads]:
+            self._buffers = [pinned(torch.empty_like(grad, device="cpu"), grad) for grad in grads]
         if self._stream is None:
             for buffer, grad in zip(self._buffers, grads, strict=True):
                 buffer.copy_(grad)
             return
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for buffer, grad in zip(self._buffers, grads, strict=True):
@@ -124,10 +123,28 @@ class OffloadPart:
 
     def land(self) -> None:
         """Writes the parameters."""
-        for p, image in zip(self._params, self._images, strict=True):
+        for p, image, name in zip(self.params, self._images, self.names, strict=True):
+            if p.shape != image.shape:
+                raise ValueError(
+                    f"{name} must keep shape {tuple(image.shape)} while a step is under way, got {tuple(p.shape)}; "
+                    "call synchronize() before it is changed"
+                )
+        for p, image in zip(self.params, self._images, strict=True):
             p.detach().copy_(image, non_blocking=self._stream is not None)
         if self._stream is not None:
-            self._left = torch.cuda.current_stream(self._device).record_event()
+            self._left = torch.cuda.current_stream(self.device).record_event()
+
+
+def check_apart(parts: list[OffloadPart]) -> None:
+    """Refuses parameters on the CPU that overlap, also of different parts: the core does not see them otherwise."""
+    here = [part for part in parts if part.device.type == "cpu"]
+    names = [name for part in here for name in part.names]
+    if names:
+        views, _ = _core.TensorViews(names, written=True).look([p for part in here for p in part.params])
+        try:
+            _core.Plan("sgd", _core.Tree(views, "params"), [], [0] * len(views))
+        except ValueError as error:
+            raise named(error, names) from None
 
 
 class Flight:
@@ -137,19 +154,29 @@ class Flight:
         """Begins at once."""
         self._result: Any = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), name="ironstep offload")
-        self._thread.start()
-        FLIGHTS.add(self)
+        # Not `Thread.join`: before Python 3.13, one that Ctrl-C has interrupted takes the thread for finished.
+        self._done = False
+        self._busy = threading.Lock()
+        self._busy.acquire()
+        with STARTING:
+            threading.Thread(target=self._run, args=(work,), name="ironstep offload").start()
+            FLIGHTS.add(self)
 
     def _run(self, work: Callable[[], Any]) -> None:
         try:
             self._result = work()
         except BaseException as error:
             self._error = error
+        finally:
+            self._done = True
+            self._busy.release()
 
     def wait(self) -> None:
         """Until it is over, whether well or not."""
-        self._thread.join()
+        # Whoever is interrupted while it holds the lock may leave it held, but then there is nothing to wait for.
+        if not self._done:
+            with self._busy:
+                pass
 
     def result(self) -> Any:
         """What it gave, or its error."""
@@ -160,13 +187,18 @@ class Flight:
 
 
 FLIGHTS: weakref.WeakSet[Flight] = weakref.WeakSet()
+STARTING = threading.RLock()
+"""Held while a computation begins, and during a fork."""
 
 
 def _wait_for_all() -> None:
+    STARTING.acquire()
     for flight in list(FLIGHTS):
         flight.wait()
 
 
 # A forked child has no threads: it gets the computation when it is over.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_wait_for_all)
+    os.register_at_fork(
+        before=_wait_for_all, after_in_parent=lambda: STARTING.release(), after_in_child=lambda: STARTING.release()
+    )
