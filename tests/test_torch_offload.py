@@ -469,8 +469,9 @@ def test_a_child_that_is_forked_during_a_step_can_finish_it() -> None:
     twin.step()
     opt.step()
     with warnings.catch_warnings():
-        # Python 3.12 warns of threads, which are torch's own.
+        # Python 3.12 warns of threads, which are torch's own; JAX warns of its own if another test has loaded it.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
         child = os.fork()
     if child == 0:
         code = 1
