@@ -9,6 +9,7 @@ use numpy::npyffi::{self, PyArray_Check, PyArray_CheckExact, PyArrayObject};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
 
 use crate::array::View;
 use crate::float::DType;
@@ -223,16 +224,23 @@ impl Kind {
     }
 }
 
-/// The dtype of arrays over bfloat16 tensors.
+/// The dtype of arrays over bfloat16 tensors: two bytes, and the mark that tells them from integers. Real bfloat16 arrays
+/// need `ml_dtypes`, which users of torch need not have.
 pub(super) fn bfloat16(py: Python<'_>) -> PyResult<&Py<PyAny>> {
     static BFLOAT16: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    BFLOAT16.get_or_try_init(py, || super::tensor::new_bfloat16(py))
+    BFLOAT16.get_or_try_init(py, || {
+        let metadata = PyDict::new(py);
+        metadata.set_item("ironstep", "bfloat16")?;
+        let keywords = PyDict::new(py);
+        keywords.set_item("metadata", metadata)?;
+        Ok(py.import("numpy")?.getattr("dtype")?.call(("=u2",), Some(&keywords))?.unbind())
+    })
 }
 
 /// `float32`, for messages.
 pub(super) fn dtype_name(array: &Bound<'_, PyAny>) -> String {
-    let tensor = Header::of(array).and_then(|header| Kind::of(array.py(), &header));
-    if tensor.is_some_and(|kind| kind.dtype == DType::Bf16) {
+    let kind = Header::of(array).and_then(|header| Kind::of(array.py(), &header));
+    if kind.is_some_and(|kind| kind.dtype == DType::Bf16) {
         return "bfloat16".into();
     }
     array.getattr("dtype").and_then(|dtype| Ok(dtype.str()?.to_string())).unwrap_or_else(|_| "?".into())

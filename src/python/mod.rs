@@ -8,6 +8,7 @@ mod overlap;
 mod plan;
 mod schedule;
 mod tensor;
+mod trace;
 mod tree;
 
 use pyo3::prelude::*;
@@ -28,11 +29,13 @@ mod _core {
         use_instruction_set,
     };
     #[pymodule_export]
-    use super::plan::{Plan, Trace, Values};
+    use super::plan::{Plan, Values};
     #[pymodule_export]
     use super::schedule::{PySchedule, permutation};
     #[pymodule_export]
     use super::tensor::{TensorViews, tensor_view};
+    #[pymodule_export]
+    use super::trace::Trace;
     #[pymodule_export]
     use super::tree::Tree;
     #[pymodule_export]

@@ -15,7 +15,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi::PyObject_TypeCheck;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict, PyList, PyType};
+use pyo3::types::{PyCapsule, PyCapsuleMethods, PyList, PyType};
 
 use super::array::bfloat16;
 use crate::float::DType;
@@ -408,14 +408,4 @@ pub(super) fn tensor_view<'py>(
         refuse_negated(tensor, &seen, name)?;
         array(tensor, &seen, name, written, Some(tensor))
     })
-}
-
-/// The dtype of arrays over bfloat16 tensors: two bytes, and the mark that tells them from integers. Real bfloat16 arrays
-/// need `ml_dtypes`, which users of torch need not have.
-pub(super) fn new_bfloat16(py: Python<'_>) -> PyResult<Py<PyAny>> {
-    let metadata = PyDict::new(py);
-    metadata.set_item("ironstep", "bfloat16")?;
-    let keywords = PyDict::new(py);
-    keywords.set_item("metadata", metadata)?;
-    Ok(py.import("numpy")?.getattr("dtype")?.call(("=u2",), Some(&keywords))?.unbind())
 }

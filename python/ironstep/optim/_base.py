@@ -58,7 +58,7 @@ class Options(TypedDict, total=False):
     master_weights: bool
 
 
-class _Option:
+class Option:
     """An attribute of an optimiser that is checked when it is set."""
 
     def __init__(self, doc: str) -> None:
@@ -67,10 +67,10 @@ class _Option:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, optimizer: Optimizer | None, owner: type | None = None) -> Any:
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
         return self if optimizer is None else optimizer._around.values[self._name]
 
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+    def __set__(self, optimizer: Any, value: Any) -> None:
         optimizer._around.set(self._name, value)
 
 
@@ -656,9 +656,9 @@ class Optimizer:
         if self._active is not None and self._active.plan is not None:
             self._active.plan.watch_state()
 
-    max_norm = _Option("Limit of the norm of all gradients together, or None. Can be set.")
-    clip_value = _Option("Limit of each element of a gradient, or None. Can be set.")
-    nonfinite = _Option('"propagate", "skip" or "raise". Can be set.')
+    max_norm = Option("Limit of the norm of all gradients together, or None. Can be set.")
+    clip_value = Option("Limit of each element of a gradient, or None. Can be set.")
+    nonfinite = Option('"propagate", "skip" or "raise". Can be set.')
 
     @property
     def ema_decay(self) -> Scalar | None:

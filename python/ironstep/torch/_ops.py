@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as reference
 
 from .. import _core
+from ._types import HALVES, computed
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -72,11 +73,6 @@ def _rstd(var: Any, eps: float) -> Tensor:
     # NumPy's root is rounded correctly; torch's comes from a library where there is one, and is not.
     with np.errstate(all="ignore"):
         return torch.from_numpy(1.0 / np.sqrt(var + eps))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type that tensors of this type are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -771,7 +767,7 @@ def _kept_gradient(ctx: Any, dy: Tensor) -> Tensor | None:
     if factor == 1.0:
         return grad  # type: ignore[no-any-return]
     # A float16 gradient may have lost what a large factor is meant to save.
-    return None if grad.dtype in (torch.float16, torch.bfloat16) else grad.mul_(factor)
+    return None if grad.dtype in HALVES else grad.mul_(factor)
 
 
 def _classes_last(x: Tensor) -> Tensor:
@@ -794,7 +790,7 @@ def _entropy(
     rows = last.numel() // k
     classes = probabilities = None
     if target.dtype.is_floating_point:
-        probabilities = _view(_classes_last(target).to(_wide(x.dtype)), "target")
+        probabilities = _view(_classes_last(target).to(computed(x.dtype)), "target")
     else:
         # The bits of the classes: the core's views are of floats.
         bits = target.to(torch.int64).reshape(-1).view(torch.float64)
@@ -829,7 +825,7 @@ def _count(classes: Any, weight: Tensor | None, rows: int, k: int, ignore_index:
         return float(np.count_nonzero(classes != ignore_index))
     # The core says which class is out of range; here it only must not be used.
     valid = classes[(classes != ignore_index) & (classes >= 0) & (classes < k)]
-    wide = _view(weight.detach().to(_wide(dtype)).to(torch.float64).contiguous(), "weight")
+    wide = _view(weight.detach().to(computed(dtype)).to(torch.float64).contiguous(), "weight")
     return float(_core.tree_sum(np.ascontiguousarray(wide[valid])))
 
 
@@ -959,7 +955,7 @@ def _pairs(
     want_grad: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """A loss of each element with its target, and its gradient."""
-    wide = _wide(x.dtype)
+    wide = computed(x.dtype)
 
     def dense(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.expand(x.shape).to(wide).contiguous()

@@ -24,6 +24,7 @@ from torch.nn import functional as reference
 
 from . import _ops
 from ._ops import ours
+from ._types import HALVES, computed, refuse
 
 __all__ = [
     "add_rms_norm",
@@ -41,18 +42,12 @@ __all__ = [
     "rms_norm",
 ]
 
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_HALVES = (torch.float16, torch.bfloat16)
 _REDUCTIONS = ("none", "mean", "sum")
 
 
 def _floats(tensor: Tensor | None, name: str) -> None:
-    if tensor is None:
-        return
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; make it dense with .to_dense()")
-    if tensor.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    if tensor is not None:
+        refuse(tensor, name)
 
 
 def _shaped(tensor: Tensor | None, name: str, shape: tuple[int, ...]) -> None:
@@ -132,7 +127,7 @@ def _listed(normalized_shape: int | Sequence[int]) -> list[int]:
 
 def _rms_eps(eps: float | None, dtype: torch.dtype) -> float:
     # As in torch: the distance from 1 to the next number of the type that is computed in.
-    return torch.finfo(_ops._wide(dtype)).eps if eps is None else _not_negative(eps)
+    return torch.finfo(computed(dtype)).eps if eps is None else _not_negative(eps)
 
 
 def rms_norm(
@@ -261,7 +256,7 @@ def _track(mean: Tensor | None, var: Tensor | None, new: Sequence[Tensor], facto
         return
     with torch.no_grad():
         for old, value in zip((mean, var), new, strict=True):
-            wide = _ops._wide(old.dtype)
+            wide = computed(old.dtype)
             term = value.to(wide, copy=True).mul_(factor)
             if old.dtype == wide:
                 old.mul_(1.0 - factor).add_(term)
@@ -685,7 +680,7 @@ def cross_entropy(
                 f"target must have shape {shape[:axis] + shape[axis + 1 :]}, like input without its classes, got "
                 f"{tuple(target.shape)}"
             )
-    if dtype in _HALVES and torch.is_autocast_enabled("cpu"):
+    if dtype in HALVES and torch.is_autocast_enabled("cpu"):
         dtype = torch.float32
     return _ops.cross_entropy(  # type: ignore[no-any-return]
         input, target, weight, ignore_index, _reduction(reduction), float(label_smoothing), dtype
@@ -696,7 +691,7 @@ def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """What torch's autocast makes of the arguments of an operation that wants float32."""
     if not torch.is_autocast_enabled("cpu"):
         return tensors
-    return tuple(t.float() if t is not None and t.dtype in _HALVES else t for t in tensors)
+    return tuple(t.float() if t is not None and t.dtype in HALVES else t for t in tensors)
 
 
 def _alike(input: Tensor, *tensors: Tensor | None) -> bool:

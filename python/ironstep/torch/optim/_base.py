@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ... import _core
 from ... import optim as numpy_optim
-from ...optim._base import Around, nonfinite_error
+from ...optim._base import Around, Option, nonfinite_error
 from ...optim._hyper import LIMITS, RULES, Limit, ParamGroup, flag, number
+from .._types import FLOATS, computed, refuse
 from ._cpu import CpuPart, Groups, named
 from ._offload import Flight, OffloadPart, check_apart, pinned
 
@@ -29,14 +30,6 @@ Params: TypeAlias = "Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tupl
 
 _Outcome: TypeAlias = "tuple[int | None, float | None, list[list[list[float]]]]"
 """Of a step the first leaf whose gradient is not finite, the norm, and for each part the new scalar state."""
-
-COMPUTED = {
-    torch.float32: torch.float32,
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float64: torch.float64,
-}
-"""The type that a parameter of this type is computed in, and that its state has."""
 
 UNSUPPORTED = ("capturable", "differentiable")
 """Switches of torch that must be off."""
@@ -93,22 +86,13 @@ class _Around(Around):
         super().set(name, value)
 
 
-class _Option:
-    """An attribute of an optimiser that is checked when it is set."""
+class _Option(Option):
+    """One that also decides whether there is an average."""
 
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, optimizer: Optimizer | None, owner: type | None = None) -> Any:
-        return self if optimizer is None else optimizer._around.values[self._name]
-
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+    def __set__(self, optimizer: Any, value: Any) -> None:
         with optimizer._alone():
-            optimizer._around.set(self._name, value)
-        optimizer._plans.clear()  # There may be an average now, or none any more.
+            super().__set__(optimizer, value)
+            optimizer._plans.clear()
 
 
 class _Hyper:
@@ -412,7 +396,7 @@ class Optimizer(torch.optim.Optimizer):
                 group = self.param_groups[-1]
                 hyper = self._hyper(group, "{}")
                 for p in group["params"]:
-                    if p.dtype in COMPUTED and p.layout is torch.strided:
+                    if p.dtype in FLOATS and p.layout is torch.strided:
                         self.state[p] = {"step": torch.tensor(0.0, dtype=torch.float32, device="cpu")} | {
                             name: self._first(name, p, hyper) for name in RULES[hyper.rule][1]
                         }
@@ -760,11 +744,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def _copy(self, p: Tensor) -> Tensor:
         """A copy of a parameter in the type that is computed in, where its state is."""
-        return p.detach().to(device=self._home(p), dtype=COMPUTED[p.dtype], copy=True)
+        return p.detach().to(device=self._home(p), dtype=computed(p.dtype), copy=True)
 
     def _has_master(self, p: Tensor) -> bool:
         """Whether there is a copy of a parameter that takes the steps."""
-        low = p.dtype is not COMPUTED[p.dtype]
+        low = p.dtype is not computed(p.dtype)
         return (self.master_weights and low) or (self.offload and (low or self.overlap or p.device.type != "cpu"))
 
     def _first(self, what: str, p: Tensor, hyper: _Hyper) -> Tensor:
@@ -772,7 +756,7 @@ class Optimizer(torch.optim.Optimizer):
         # The method needs no instance.
         value = self._kind._fill(self, what, hyper.group)  # type: ignore[arg-type]
         return torch.full_like(
-            p.detach(), value, dtype=COMPUTED[p.dtype], device=self._home(p), memory_format=torch.preserve_format
+            p.detach(), value, dtype=computed(p.dtype), device=self._home(p), memory_format=torch.preserve_format
         )
 
     # -- State ---------------------------------------------------------------------------------------------------------
@@ -944,10 +928,7 @@ def _makes_state_at_once(name: str) -> bool:
 
 def _refuse(p: Tensor, name: str) -> None:
     """Refuses parameters that no part can step."""
-    if p.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {p.layout}; make it dense with .to_dense()")
-    if p.dtype not in COMPUTED:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {p.dtype}")
+    refuse(p, name)
     if p.device.type == "meta":
         raise TypeError(f"{name} must have memory, but is on the meta device; use Module.to_empty and initialise it")
 
@@ -972,9 +953,9 @@ def _fitting(value: Any, p: Tensor, what: str, device: torch.device) -> Tensor:
         raise TypeError(f"{what} must be a tensor, got {type(value).__name__}")
     if value.shape != p.shape:
         raise ValueError(f"{what} must have shape {tuple(p.shape)} like the parameter, got {tuple(value.shape)}")
-    if value.dtype not in COMPUTED or value.layout is not torch.strided:
+    if value.dtype not in FLOATS or value.layout is not torch.strided:
         raise TypeError(f"{what} must be a dense tensor of floats, got {value.dtype}, {value.layout}")
-    dtype = COMPUTED[p.dtype]
+    dtype = computed(p.dtype)
     if value.dtype is dtype and value.device == device:
         return value
     return value.detach().to(device=device, dtype=dtype)

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import _core
+from .._types import computed
 from . import _kernels
 from ._cpu import Groups
-from ._kernels import CHUNK, LANES, STORED, Around, Kernel, Program, Table, computed
+from ._kernels import CHUNK, LANES, STORED, Around, Kernel, Program, Table
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 """Types that are known to be no wrappers around other tensors."""

@@ -25,6 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._types import computed
+
 Ops: TypeAlias = tuple[tuple[Any, ...], ...]
 Program: TypeAlias = tuple[Ops, tuple[int, ...], Sequence[float]]
 """What `_core.Trace` gives: operations, which of them are the results, and the constants."""
@@ -44,11 +46,6 @@ ALIGNED = 16
 
 STORED = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "uint16"}
 """The dtypes of parameters and gradients, and what a kernel takes them for: bfloat16 for its bits."""
-
-
-def computed(dtype: torch.dtype) -> torch.dtype:
-    """The type that a parameter of this type is computed in, and that its state, master and average have."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Kernel(NamedTuple):
