@@ -8,6 +8,7 @@ pub mod activation;
 pub mod array;
 pub mod dropout;
 pub mod float;
+pub mod image;
 pub mod loss;
 pub mod math;
 pub mod norm;
