@@ -195,6 +195,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn for_each(tasks: usize, threads: usize, wake: bool, body: impl Fn(usize) + Sync) {
     // Of many tasks several neighbours are taken at once: memory is read faster in longer pieces.
     let take = (tasks / (threads.max(1) * 16)).clamp(1, 16);
+    let helpers = threads.min(tasks.div_ceil(TASKS_EACH)).saturating_sub(1);
+    run(tasks, take, helpers, wake, body);
+}
+
+/// [`for_each`] for tasks that are long, over so many elements in all: each thread takes one after the other, and two tasks are
+/// worth two threads.
+pub fn for_each_long(tasks: usize, elements: usize, body: impl Fn(usize) + Sync) {
+    let threads = if elements < SMALL { 1 } else { num_threads() };
+    run(tasks, 1, threads.min(tasks).saturating_sub(1), elements >= WORTH_WAKING, body);
+}
+
+fn run(tasks: usize, take: usize, helpers: usize, wake: bool, body: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     let work = || {
         ieee(|| {
@@ -207,7 +219,6 @@ pub fn for_each(tasks: usize, threads: usize, wake: bool, body: impl Fn(usize) +
             }
         });
     };
-    let helpers = threads.min(tasks.div_ceil(TASKS_EACH)).saturating_sub(1);
     if helpers == 0 {
         return work();
     }

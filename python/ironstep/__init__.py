@@ -2,8 +2,9 @@
 
 `ironstep.optim` has the optimisers; `ironstep.functional` has the same steps, normalisation, dropout and losses as
 functions without state; `ironstep.nn` has layers. `ironstep.schedules` has learning-rate schedules, `ironstep.data`
-mini-batches, `ironstep.train` the loop around all of it, and `ironstep.optimize` a minimiser for a function with a
-gradient. `ironstep.torch` has optimisers and layers for torch tensors. `python -m ironstep` is the command line.
+mini-batches, `ironstep.augment` random changes of images, `ironstep.train` the loop around all of it, and
+`ironstep.optimize` a minimiser for a function with a gradient. `ironstep.torch` has optimisers and layers for torch
+tensors. `python -m ironstep` is the command line.
 
 Example:
     >>> import numpy as np
@@ -24,11 +25,12 @@ from . import optim
 from ._core import __version__, get_num_threads, set_num_threads
 
 if _TYPE_CHECKING:
-    from . import data, functional, nn, optimize, schedules, train
+    from . import augment, data, functional, nn, optimize, schedules, train
     from . import torch as torch
 
 __all__ = [
     "__version__",
+    "augment",
     "data",
     "functional",
     "get_num_threads",
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 # `torch` is not in `__all__`: a star import must work without PyTorch.
-_LAZY = ("data", "functional", "nn", "optimize", "schedules", "torch", "train")
+_LAZY = ("augment", "data", "functional", "nn", "optimize", "schedules", "torch", "train")
 
 
 def __getattr__(name: str) -> _Any:

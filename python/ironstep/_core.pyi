@@ -16,10 +16,16 @@ __all__ = [
     "Values",
     "__version__",
     "activation",
+    "augment",
+    "augment_masks",
+    "augment_mix",
     "check_output",
     "cross_entropy",
+    "draw_beta",
+    "draw_words",
     "dropout_draw",
     "dropout_mask",
+    "elementwise",
     "get_num_threads",
     "instruction_sets",
     "load_safetensors",
@@ -27,6 +33,7 @@ __all__ = [
     "norm_channels_backward",
     "norm_rows",
     "norm_rows_backward",
+    "outside_unit",
     "permutation",
     "philox",
     "pointwise_loss",
@@ -38,6 +45,7 @@ __all__ = [
     "sum_of_squares",
     "tensor_view",
     "tree_sum",
+    "uniforms",
     "use_instruction_set",
 ]
 
@@ -225,3 +233,43 @@ class TensorViews:
     def look(self, tensors: list[Any]) -> tuple[list[Any], bool]: ...
 
 def tensor_view(tensor: Any, name: str, *, written: bool, plain: bool = False) -> Any: ...
+
+_Size = tuple[int, int, int, bool]
+_Stages = Sequence[tuple[str, NDArray[Any], NDArray[Any], Sequence[float]]]
+
+def augment(
+    images: NDArray[Any], out: NDArray[Any], dtype: str, n: int, before: _Size, after: _Size, stages: _Stages, /
+) -> None: ...
+def augment_masks(
+    masks: NDArray[Any],
+    out: NDArray[Any],
+    size: int,
+    n: int,
+    before: _Size,
+    after: _Size,
+    channels: int,
+    planar: Sequence[bool],
+    fill: int,
+    stages: _Stages,
+    /,
+) -> None: ...
+def augment_mix(
+    x: NDArray[Any],
+    out: NDArray[Any],
+    dtype: str,
+    n: int,
+    size: _Size,
+    partner: NDArray[Any],
+    weight: NDArray[Any],
+    boxes: NDArray[Any],
+    /,
+) -> None: ...
+def outside_unit(images: NDArray[Any], dtype: str, /) -> int | None: ...
+def uniforms(
+    seed: int, epoch: int, indices: NDArray[Any], transform: int, first: int, count: int, /
+) -> NDArray[Any]: ...
+def draw_words(seed: int, epoch: int, indices: NDArray[Any], transform: int, /) -> NDArray[Any]: ...
+def draw_beta(
+    seed: int, epoch: int, indices: NDArray[Any], transform: int, first: int, a: float, b: float, /
+) -> NDArray[Any]: ...
+def elementwise(name: str, x: NDArray[Any], /) -> NDArray[Any]: ...

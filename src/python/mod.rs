@@ -3,6 +3,7 @@
 mod array;
 mod checkpoint;
 mod dense;
+mod image;
 mod layers;
 mod overlap;
 mod plan;
@@ -22,6 +23,10 @@ mod _core {
 
     #[pymodule_export]
     use super::checkpoint::{load_safetensors, save_safetensors};
+    #[pymodule_export]
+    use super::image::{
+        augment, augment_masks, augment_mix, draw_beta, draw_words, elementwise, outside_unit, uniforms,
+    };
     #[pymodule_export]
     use super::layers::{
         activation, check_output, cross_entropy, dropout_draw, dropout_mask, norm_channels, norm_channels_backward,

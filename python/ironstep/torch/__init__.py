@@ -5,6 +5,7 @@
 - `ironstep.torch.functional` and `ironstep.torch.nn`: normalisation, dropout and losses, with torch's names, backward
   passes included; `swap(model)` puts them where they are faster.
 - `Scheduler`: any schedule of `ironstep.schedules` drives any torch optimiser.
+- `Augmented`: a data set whose samples come out augmented by a chain of `ironstep.augment`.
 
 On the CPU the tensors' memory is used as it is, and results have the same bits on every machine and with any number of
 threads. On CUDA the optimisers run as Triton kernels made from the same rules, with the same bits.
@@ -27,7 +28,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('ironstep.torch needs PyTorch: pip install "ironstep[torch]"', name="torch") from None
 
 from . import functional, nn, optim
+from ._augment import Augmented
 from ._scheduler import Scheduler
 from ._swap import Swapped, swap
 
-__all__ = ["Scheduler", "Swapped", "functional", "nn", "optim", "swap"]
+__all__ = ["Augmented", "Scheduler", "Swapped", "functional", "nn", "optim", "swap"]
