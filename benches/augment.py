@@ -173,15 +173,13 @@ def ours(transform: Any, x: Array, *labels: Array, in_place: bool = False, **for
         return result[0] if isinstance(result, tuple) else result
 
     out = np.empty_like(first(transform(key(), x, *labels)))
-    given = (out, *(np.empty_like(r) for r in transform(key(), x, *labels)[1:])) if labels else out
     contestants: Contestants = {
         "ironstep": lambda: first(transform(key(), x, *labels)),
-        "ironstep out=": lambda: first(transform(key(), x, *labels, out=given)),
+        "ironstep out=": lambda: first(transform(key(), x, *labels, out=out)),
     }
     if in_place:
         mine = x.copy()
-        target = (mine, *given[1:]) if labels else mine
-        contestants["ironstep in place"] = lambda: first(transform(key(), mine, *labels, out=target))
+        contestants["ironstep in place"] = lambda: first(transform(key(), mine, *labels, out=mine))
     for name, other in forms.items():
         contestants[f"ironstep {name}"] = lambda other=other: first(other(key(), x, *labels))
     return contestants
@@ -364,7 +362,7 @@ class Colours:
             cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=image)
         else:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-            cv2.add(hsv, (360 * factor, 0, 0, 0), dst=hsv)  # the way back takes it by 360 degrees
+            cv2.add(hsv, (360 * factor % 360, 0, 0, 0), dst=hsv)  # the way back takes it by 360 degrees
             cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image)
 
     def clip(self, image: Array) -> None:

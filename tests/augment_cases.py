@@ -165,7 +165,8 @@ def parts(rng: np.random.Generator, n: int, size: Size) -> Params:
 def factors(*names: str, order: tuple[int, ...] | None = None) -> Callable[[np.random.Generator, int, Size], Params]:
     def draw(rng: np.random.Generator, n: int, size: Size) -> Params:
         params: Params = {name: rng.uniform(-0.5, 0.5, n) if name == "hue" else rng.uniform(0, 2, n) for name in names}
-        params["order"] = np.stack([rng.permutation(4) if order is None else order for _ in range(n)]).reshape(n, 4)
+        orders = [rng.permutation(4) if order is None else order for _ in range(n)]
+        params["order"] = np.array(orders, np.int64).reshape(n, 4)
         return params
 
     return draw
@@ -379,7 +380,7 @@ def laid_out(x: Array, layout: str) -> Array:
     """A batch (n, h, w, c) in that layout, contiguous."""
     if layout == "NHW":
         return x[..., 0].copy()
-    return np.ascontiguousarray(np.moveaxis(x, 3, 1)) if layout == "NCHW" else x.copy()
+    return np.array(np.moveaxis(x, 3, 1) if layout == "NCHW" else x, order="C")
 
 
 def restored(y: Array, layout: str) -> Array:

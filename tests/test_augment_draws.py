@@ -233,7 +233,7 @@ def equally(*values: Any) -> Callable[[Array], float]:
     def test(x: Array) -> float:
         found, counts = np.unique(x, return_counts=True, axis=0)
         assert_same(np.asarray(found, np.int64), np.asarray(values, np.int64))
-        return float(scipy.stats.chisquare(counts).pvalue)
+        return float(scipy.stats.chisquare(counts).pvalue) if len(counts) > 1 else 1.0
 
     return test
 
@@ -318,8 +318,8 @@ def test_boxes_are_distributed_as_torchvisions(name: str) -> None:
         ),
         "RandomErasing": (RandomErasing(1), v2.RandomErasing(1), ("i", "j", "h", "w")),
         "RandomErasing_tall": (
-            RandomErasing(1, (0.3, 0.9), (2, 3)),
-            v2.RandomErasing(1, (0.3, 0.9), (2, 3)),
+            RandomErasing(1, (0.5, 1), (1, 3)),
+            v2.RandomErasing(1, (0.5, 1), (1, 3)),
             ("i", "j", "h", "w"),
         ),
     }[name]
@@ -331,10 +331,13 @@ def test_boxes_are_distributed_as_torchvisions(name: str) -> None:
         k: np.array([m[theirs_k] for m in many])
         for k, theirs_k in zip(("top", "left", "height", "width"), names, strict=True)
     }
-    if "Erasing" in name:  # where none fits, torchvision has a whole picture and no value
+    if "Erasing" in name:  # where none of ten fits, nothing is erased; torchvision then has no value
         none = np.array([m["v"] is None for m in many])
-        for k in want:
-            want[k][none] = got[k][got["height"] == 0][0] if none.any() else 0
+        share = float((got["height"] == 0).mean())
+        assert scipy.stats.binomtest(int(none.sum()), len(none), share).pvalue > RARE if share else not none.any()
+        assert ("tall" in name) == (share > 0.01)
+        want = rows_of(want, ~none)
+        got = rows_of(got, got["height"] > 0)
     for of in (
         lambda p: p["height"],
         lambda p: p["width"],
@@ -535,33 +538,49 @@ REFUSED = [
     Refused(ROT, "apply", np.ones(5, bool), ValueError, "apply"),
     Refused(ROT, "apply", np.full(6, 0.5), TypeError, "apply"),
     Refused(ROT, "apply", None, ValueError, "apply"),
-    Refused(AFF, "scale", np.zeros(6), ValueError, "scale must be above 0, got 0"),
-    Refused(AFF, "shear", np.full((6, 2), 90.0), ValueError, "shear must be above -90 and below 90"),
+    Refused(AFF, "scale", np.zeros(6), ValueError, "params['scale'] must be above 0, got 0"),
+    Refused(AFF, "shear", np.full((6, 2), 90.0), ValueError, "params['shear'] must be above -90 and below 90"),
     Refused(AFF, "shear", np.zeros(6), ValueError, "params['shear'] must have shape (6, 2)"),
     Refused(AFF, "translate", np.full((6, 2), 1e12), ValueError, "2^30"),
     Refused(AFF, "scale", np.full(6, 1e-300), ValueError, "2^30"),
-    Refused(RandomRotate90(), "k", np.full(6, 4), ValueError, "k must be quarter turns from 0 to 3, got 4"),
+    Refused(RandomRotate90(), "k", np.full(6, 4), ValueError, "params['k'] must be quarter turns from 0 to 3, got 4"),
     Refused(RandomRotate90(), "k", np.full(6, 1.0), TypeError, "params['k'] must be an array of whole numbers"),
     Refused(CROP, "top", np.full(6, 0.5), TypeError, "params['top'] must be an array of whole numbers"),
-    Refused(RRC, "height", np.zeros(6, int), ValueError, "top and height must give a box in the picture"),
-    Refused(RRC, "left", np.full(6, 14), ValueError, "left and width must give a box in the picture"),
-    Refused(RRC, "left", np.full(6, -1), ValueError, "left and width must give a box in the picture"),
-    Refused(RRC, "width", np.full(6, 2**62), ValueError, "left and width must give a box in the picture"),
-    Refused(JIT, "brightness", np.full(6, -0.1), ValueError, "brightness must be"),
-    Refused(JIT, "brightness", np.full(6, 1e300), ValueError, "brightness must be"),
-    Refused(JIT, "hue", np.full(6, 0.6), ValueError, "hue must be from -0.5 to 0.5, got 0.6"),
-    Refused(JIT, "order", np.zeros((6, 4), int), ValueError, "order must have 0, 1, 2 and 3 in each row"),
-    Refused(NOISE, "sigma", np.full(6, -1.0), ValueError, "sigma must be at least 0"),
-    Refused(NOISE, "sigma", np.full(6, 1e300), ValueError, "sigma must be"),
-    Refused(NOISE, "words", np.full((6, 5), -1), ValueError, "words must be integers from 0"),
+    Refused(
+        RRC,
+        "height",
+        np.zeros(6, int),
+        ValueError,
+        "params['height'] must be at least 1, ending within 14 pixels, got 0",
+    ),
+    Refused(RRC, "left", np.full(6, 14), ValueError, "params['left'] must be from 0 to 13, in the images, got 14"),
+    Refused(RRC, "left", np.full(6, -1), ValueError, "params['left'] must be from 0 to 13, in the images, got -1"),
+    Refused(RRC, "width", np.full(6, 2**62), ValueError, "params['width'] must be at least 1, ending within 14 pixels"),
+    Refused(JIT, "brightness", np.full(6, -0.1), ValueError, "brightness"),
+    Refused(JIT, "brightness", np.full(6, 1e300), ValueError, "brightness"),
+    Refused(JIT, "hue", np.full(6, 0.6), ValueError, "params['hue'] must be from -0.5 to 0.5, got 0.6"),
+    Refused(JIT, "order", np.zeros((6, 4), int), ValueError, "params['order'] must be 0, 1, 2 and 3 in each row"),
+    Refused(NOISE, "sigma", np.full(6, -1.0), ValueError, "params['sigma'] must be at least 0"),
+    Refused(NOISE, "sigma", np.full(6, 1e300), ValueError, "sigma"),
+    Refused(NOISE, "words", np.full((6, 5), -1), ValueError, "params['words'] must be whole numbers from 0"),
     Refused(NOISE, "words", np.zeros((6, 4), int), ValueError, "params['words'] must have shape (6, 5)"),
-    Refused(BLUR, "sigma", np.zeros(6), ValueError, "sigma must be above 0"),
-    Refused(ERASE, "height", np.full(6, -1), ValueError, "height must be at least 0"),
-    Refused(MixUp(), "lam", np.full(6, 1.1), ValueError, "lam must be from 0 to 1"),
-    Refused(MixUp(), "partner", np.full(6, 6), ValueError, "partner must be a sample of the batch, from 0 to 5, got 6"),
-    Refused(MixUp(), "partner", np.full(6, -1), ValueError, "partner must be a sample of the batch"),
-    Refused(CutMix(), "box", np.tile([0, 0, 15, 3], (6, 1)), ValueError, "box must be (top, left, bottom, right)"),
-    Refused(CutMix(), "box", np.tile([5, 0, 4, 3], (6, 1)), ValueError, "box must be (top, left, bottom, right)"),
+    Refused(BLUR, "sigma", np.zeros(6), ValueError, "params['sigma'] must be above 0"),
+    Refused(ERASE, "height", np.full(6, -1), ValueError, "params['height'] must be at least 0"),
+    Refused(MixUp(), "lam", np.full(6, 1.1), ValueError, "params['lam'] must be from 0 to 1"),
+    Refused(
+        MixUp(),
+        "partner",
+        np.full(6, 6),
+        ValueError,
+        "params['partner'] must be a sample of the batch, from 0 to 5, got 6",
+    ),
+    Refused(MixUp(), "partner", np.full(6, -1), ValueError, "params['partner'] must be a sample of the batch"),
+    Refused(
+        CutMix(), "box", np.tile([0, 0, 15, 3], (6, 1)), ValueError, "params['box'] must be (top, left, bottom, right)"
+    ),
+    Refused(
+        CutMix(), "box", np.tile([5, 0, 4, 3], (6, 1)), ValueError, "params['box'] must be (top, left, bottom, right)"
+    ),
 ]
 
 

@@ -121,10 +121,11 @@ def test_any_layout_in_memory_and_any_place_for_the_result(case: Case, dtype: np
 @each_case
 def test_no_samples(case: Case) -> None:
     for dtype in DTYPES:
-        params = case.params(0, Size(12, 13, 3))
-        got = apply(case.make(3, dtype), params, np.zeros((0, 12, 13, 3), dtype))
-        want = case.make(3, dtype)(0, np.zeros((1, 12, 13, 3), dtype))
-        assert (got.shape, got.dtype) == ((0, *want.shape[1:]), want.dtype)
+        params, t = case.params(0, Size(12, 13, 3)), case.make(3, dtype)
+        want = t(0, np.zeros((1, 12, 13, 3), dtype))[:0]
+        assert_same_bits(apply(t, params, np.zeros((0, 12, 13, 3), dtype)), want)
+        assert_same_bits(t(0, np.zeros((0, 12, 13, 3), dtype)), want)
+        assert_same_bits(t.apply(t.sample(0, (0, 12, 13, 3)), np.zeros((0, 12, 13, 3), dtype), out=want), want)
 
 
 # -- Numbers that are none ---------------------------------------------------------------------------------------------

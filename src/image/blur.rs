@@ -5,15 +5,13 @@
 //! (This is what torchvision does.) Outside, the picture is mirrored at the middle of its last pixels
 //! ([`Border::Reflect`](super::Border)).
 //!
-//! Sums are `f32`, from 0 on, in the order of the pixels, each product rounded: first down the columns, then along the rows. A
-//! weight that is 0 in `f32` is not in the sum.
+//! Sums are `f32`, first down the columns, then along the rows: `w[0] x[0]`, then for k = 1, 2, ... r plus
+//! `w[k] (x[-k] + x[k])`, each operation rounded. So a mirrored picture has the mirrored blur, to the bit. A weight that is 0 in
+//! `f32` is not in the sum.
 
-use super::resize::{BLOCK, load, whole};
+use super::resize::whole;
 use super::sample::{Border, Op, Pixel, Shape, Table, View, ViewMut, Workspace};
 use crate::simd::{Isa, Kernel, dispatch};
-
-/// Rows that are made at once: what is loaded is used for all of them.
-const ROWS: usize = 4;
 
 /// Gaussian blur.
 ///
@@ -76,14 +74,13 @@ impl Op for Blur {
             return out.data.copy_from_slice(input.data);
         }
         let c = input.shape.planes().1;
-        let line = (input.shape.w * c).next_multiple_of(LINE);
-        let lines = work.floats(ROWS * (line + (horizontal.len() - 1) * c));
-        let rows = &mut vec![0; vertical.len() + ROWS - 1][..];
-        dispatch(isa, Gauss { input, out, vertical, horizontal, rows, lines });
+        let row = input.shape.w * c;
+        let floats = work.floats(2 * row + 2 * (horizontal.len() - 1) * c);
+        dispatch(isa, Gauss { input, out, vertical, horizontal, floats });
     }
 }
 
-/// The weights of a Gauss curve, without those at the ends that are 0: an odd number of them.
+/// The weights of a Gauss curve from its middle on, without those at the end that are 0.
 fn weights(sigma: f64, half: usize) -> Vec<f32> {
     let curve: Vec<f64> = (0..=half)
         .map(|k| {
@@ -93,8 +90,7 @@ fn weights(sigma: f64, half: usize) -> Vec<f32> {
         .collect();
     // All of them from left to right.
     let sum: f64 = curve[1..].iter().rev().chain(&curve).sum();
-    let side: Vec<f32> = curve.iter().map(|x| (x / sum) as f32).take_while(|&x| x != 0.0).collect();
-    side[1..].iter().rev().chain(&side).copied().collect()
+    curve.iter().map(|x| (x / sum) as f32).take_while(|&x| x != 0.0).collect()
 }
 
 struct Gauss<'a, P> {
@@ -102,93 +98,89 @@ struct Gauss<'a, P> {
     out: ViewMut<'a, P>,
     vertical: &'a [f32],
     horizontal: &'a [f32],
-    /// Where the rows begin that `ROWS` rows are made of.
-    rows: &'a mut [usize],
-    /// `ROWS` of them, each with a mirrored border, rounded up to whole `LINE`s.
-    lines: &'a mut [f32],
+    /// A row between mirrored borders, and a row of the result.
+    floats: &'a mut [f32],
 }
-
-/// Elements of a row that are made at once.
-const LINE: usize = 2 * BLOCK;
 
 impl<P: Pixel> Kernel for Gauss<'_, P> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Gauss { input, out, vertical, horizontal, rows, lines } = self;
+        let Gauss { input, out, vertical, horizontal, floats } = self;
         let Shape { h, w, .. } = input.shape;
         let (planes, c) = input.shape.planes();
         let row = w * c;
-        let border = horizontal.len() / 2 * c;
-        lines.fill(0.0);
-        let length = lines.len() / ROWS;
+        let border = (horizontal.len() - 1) * c;
+        let (line, made) = floats.split_at_mut(row + 2 * border);
         for plane in 0..planes {
             let source = &input.data[plane * h * row..][..h * row];
             let out = &mut out.data[plane * h * row..][..h * row];
-            let mut y = 0;
-            while y < h {
-                let count = if h - y >= ROWS { ROWS } else { 1 };
-                let first = y as i64 - (vertical.len() / 2) as i64;
-                for (k, start) in rows.iter_mut().enumerate() {
-                    // Of one row, the last ones are not needed; all others are inside, as the kernel is not too large.
-                    *start = Border::Reflect.index(first + k as i64, h).unwrap_or(0) * row;
+            for (y, out) in out.chunks_exact_mut(row).enumerate() {
+                // All of these are inside, as the kernel is not larger than the picture allows.
+                let above = |k: isize| Border::Reflect.index((y as isize + k) as i64, h).unwrap_or(0) * row;
+                sums(source, above, vertical, &mut line[border..border + row]);
+                mirror(line, w, c, border);
+                sums(line, |k| border.wrapping_add_signed(k * c as isize), horizontal, made);
+                for (out, &x) in out.iter_mut().zip(made.iter()) {
+                    *out = P::narrow(x);
                 }
-                let lines_of_it = &mut lines[border..];
-                if count == ROWS {
-                    down::<P, ROWS>(source, rows, row, vertical, lines_of_it, length);
-                } else {
-                    down::<P, 1>(source, rows, row, vertical, lines_of_it, length);
-                }
-                for r in 0..count {
-                    let line = &mut lines[r * length..][..length];
-                    mirror(line, w, c, border);
-                    along(line, horizontal, c, &mut out[(y + r) * row..][..row]);
-                }
-                y += count;
             }
         }
     }
 }
 
-/// `R` rows blurred down the columns, `length` apart, of rows of `row` elements that begin at `rows`.
+/// The sums of `row` elements each, where pixels at the same distance lie at `place(-k)` and `place(k)` of `source`.
+///
+/// Whole rows are added, four distances at a time, as that is what compilers make good loops of.
 #[inline(always)]
-fn down<P: Pixel, const R: usize>(
-    source: &[P],
-    rows: &[usize],
-    row: usize,
-    weights: &[f32],
-    lines: &mut [f32],
-    length: usize,
-) {
-    let taps = weights.len();
-    for block in (0..row).step_by(BLOCK) {
-        let mut sums = [[0.0; BLOCK]; R];
-        for (k, start) in rows[..taps + R - 1].iter().enumerate() {
-            let x = load(source, start + block);
-            if k + 1 >= R && k < taps {
-                for r in 0..R {
-                    add(&mut sums[r], weights[k - r], x);
-                }
-            } else {
-                for r in 0..R {
-                    if (r..r + taps).contains(&k) {
-                        add(&mut sums[r], weights[k - r], x);
-                    }
-                }
+fn sums<P: Pixel>(source: &[P], place: impl Fn(isize) -> usize, weights: &[f32], made: &mut [f32]) {
+    let n = made.len();
+    for (out, x) in made.iter_mut().zip(&source[place(0)..][..n]) {
+        *out = weights[0] * x.widen();
+    }
+    let pair = |k: usize| {
+        let k = k as isize;
+        [&source[place(-k)..][..n], &source[place(k)..][..n]]
+    };
+    let mut k = 1;
+    while k < weights.len() {
+        let left = weights.len() - k;
+        match left {
+            1 => add::<P, 1>([pair(k)], [weights[k]], made),
+            2 | 3 => add::<P, 2>([pair(k), pair(k + 1)], [weights[k], weights[k + 1]], made),
+            _ => {
+                let pairs = [pair(k), pair(k + 1), pair(k + 2), pair(k + 3)];
+                add::<P, 4>(pairs, [weights[k], weights[k + 1], weights[k + 2], weights[k + 3]], made);
             }
         }
-        for r in 0..R {
-            let n = BLOCK.min(row - block);
-            lines[r * length + block..][..n].copy_from_slice(&sums[r][..n]);
-        }
+        k += if left < 4 { left.div_ceil(2) } else { 4 };
     }
 }
 
+/// Adds `N` pairs of rows, one after the other.
 #[inline(always)]
-fn add(sum: &mut [f32; BLOCK], weight: f32, x: [f32; BLOCK]) {
-    for l in 0..BLOCK {
-        sum[l] += weight * x[l];
+fn add<P: Pixel, const N: usize>(pairs: [[&[P]; 2]; N], weights: [f32; N], made: &mut [f32]) {
+    let n = made.len();
+    let pairs = pairs.map(|[a, b]| [&a[..n], &b[..n]]);
+    for i in 0..n {
+        let mut sum = made[i];
+        for k in 0..N {
+            sum += weights[k] * both(pairs[k][0][i], pairs[k][1][i]);
+        }
+        made[i] = sum;
     }
+}
+
+/// The sum of two. Of bytes as whole numbers, as that needs only one conversion.
+#[inline(always)]
+fn both<P: Pixel>(a: P, b: P) -> f32 {
+    let (a, b) = (a.widen(), b.widen());
+    if P::BYTE {
+        // SAFETY: each is from 0 to 255.
+        let (a, b) = unsafe { (a.to_int_unchecked::<u16>(), b.to_int_unchecked::<u16>()) };
+        return f32::from(a + b);
+    }
+    a + b
 }
 
 /// Fills the `border` elements before and after the `w` pixels of a line.
@@ -199,25 +191,6 @@ fn mirror(line: &mut [f32], w: usize, c: usize, border: usize) {
             line[border - k * c + channel] = line[border + k * c + channel];
             line[border + (w - 1 + k) * c + channel] = line[border + (w - 1 - k) * c + channel];
         }
-    }
-}
-
-/// The sums along a line that begins with a border.
-#[inline(always)]
-fn along<P: Pixel>(line: &[f32], weights: &[f32], c: usize, out: &mut [P]) {
-    for (block, out) in out.chunks_mut(LINE).enumerate() {
-        let mut sum = [0.0; LINE];
-        for (k, &weight) in weights.iter().enumerate() {
-            let x = &line[block * LINE + k * c..][..LINE];
-            for l in 0..LINE {
-                sum[l] += weight * x[l];
-            }
-        }
-        let mut made = [P::default(); LINE];
-        for l in 0..LINE {
-            made[l] = P::narrow(sum[l]);
-        }
-        out.copy_from_slice(&made[..out.len()]);
     }
 }
 
@@ -314,30 +287,23 @@ mod tests {
         let shape = Shape { h: 6, w: 9, c: 3, planar: false };
         let data: Vec<f32> = (0..shape.len()).map(|i| (i * 37 % 101) as f32 / 101.0).collect();
         let sigmas = [1.3, 0.9];
-        let (vertical, horizontal) = (weights(sigmas[1], 2), weights(sigmas[0], 3));
-        let mut down = vec![0f32; shape.len()];
-        let mut want = down.clone();
-        for (from, to, kernel, axis) in [(&data.clone(), 0, &vertical, 0), (&vec![], 1, &horizontal, 1)] {
-            let from = if to == 0 { from.clone() } else { down.clone() };
-            for y in 0..6 {
-                for x in 0..9 {
-                    for k in 0..3 {
-                        let mut sum = 0f32;
-                        for (j, weight) in kernel.iter().enumerate() {
-                            let away = j as i64 - (kernel.len() / 2) as i64;
-                            let (mut yy, mut xx) = (y, x);
-                            if axis == 0 {
-                                yy = Border::Reflect.index(y as i64 + away, 6).unwrap();
-                            } else {
-                                xx = Border::Reflect.index(x as i64 + away, 9).unwrap();
-                            }
-                            sum += weight * from[at(shape, yy, xx, k)];
-                        }
-                        if to == 0 { down[at(shape, y, x, k)] = sum } else { want[at(shape, y, x, k)] = sum }
-                    }
+        let pass = |from: &[f32], weights: &[f32], vertical: bool| -> Vec<f32> {
+            let pixel = |y: usize, x: usize, away: i64, k: usize| {
+                let (j, i) = if vertical { (away, 0) } else { (0, away) };
+                let row = Border::Reflect.index(y as i64 + j, 6).unwrap();
+                from[at(shape, row, Border::Reflect.index(x as i64 + i, 9).unwrap(), k)]
+            };
+            let sum = |i: usize| {
+                let (y, x, k) = (i / 27, i / 3 % 9, i % 3);
+                let mut sum = weights[0] * pixel(y, x, 0, k);
+                for (away, weight) in (1..).zip(&weights[1..]) {
+                    sum += weight * (pixel(y, x, -away, k) + pixel(y, x, away, k));
                 }
-            }
-        }
+                sum
+            };
+            (0..from.len()).map(sum).collect()
+        };
+        let want = pass(&pass(&data, &weights(sigmas[1], 2), true), &weights(sigmas[0], 3), false);
         assert_eq!(run(&op(sigmas, [5, 7]), &data, shape, Isa::detect()), want);
     }
 
@@ -346,7 +312,7 @@ mod tests {
         // exp(-1 / 2) = 0.6065...: the weights of sigma 1 and 3 pixels.
         let side = 0.606_530_66 / (1.0 + 2.0 * 0.606_530_66);
         let w = weights(1.0, 1);
-        assert!((f64::from(w[0]) - side).abs() < 1e-7 && w[0] == w[2] && w.len() == 3);
+        assert!((f64::from(w[1]) - side).abs() < 1e-7 && w.len() == 2);
         let shape = Shape { h: 1, w: 3, c: 1, planar: false };
         let y = run(&op([1.0, 1.0], [1, 3]), &[1f32, 0.0, 0.0], shape, Isa::detect());
         let want = [1.0 - 2.0 * side, side, 0.0];
@@ -362,7 +328,7 @@ mod tests {
             assert!(x.iter().zip(&y).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
         // And a very large one is the mean.
-        assert_eq!(weights(1e300, 2), [0.2; 5]);
+        assert_eq!(weights(1e300, 2), [0.2; 3]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ macro_rules! transforms {
                 $(if name == $Op::NAME {
                     return Ok(Transform::$Op($Op::new(table, channels)?));
                 })*
-                if name == Normalize::NAME {
+                if name == "normalize" {
                     return Ok(Transform::Normalize(Normalize::new(table.settings, channels)?));
                 }
                 Err(format!("there is no transform of the name {name:?}"))

@@ -128,7 +128,7 @@ impl Op for Gray {
     const EDITS: bool = true;
 
     fn new(_table: Table<'_>, channels: usize) -> Result<Gray, String> {
-        check_channels("grayscale", channels).map(|()| Gray)
+        check_channels("scratchcale", channels).map(|()| Gray)
     }
 
     fn edit<P: Pixel>(&self, _i: usize, image: ViewMut<'_, P>, _work: &mut Workspace, isa: Isa) {
@@ -159,7 +159,7 @@ impl<P: Pixel> Kernel for Pass<'_, P> {
         let pixels = shape.h * shape.w;
         let mut planes = [[0.0; TILE]; 4];
         let mut apart = [[P::default(); TILE]; 4];
-        let mut grays = [0.0; TILE];
+        let mut scratch = [0.0; TILE];
         let mut partials = Vec::new();
         let mut lanes = Lanes::default();
         for start in (0..pixels).step_by(TILE) {
@@ -191,13 +191,23 @@ impl<P: Pixel> Kernel for Pass<'_, P> {
                         }
                     }
                     Step::Hue(turns) => {
-                        // Two loops: so long a chain of operations is bound by their latency, and with two halves twice as many
-                        // pixels are under way.
-                        for ((r, g), b) in r.iter_mut().zip(&mut *g).zip(&mut *b) {
-                            [*r, *g, *b] = to_hsv::<P>([*r, *g, *b]);
+                        // Short loops: of a long chain of operations too few pixels are under way at once. The value has a
+                        // plane of its own, or a channel that keeps it would be written with a mask, which is slow.
+                        for (((r, g), b), v) in r.iter_mut().zip(&mut *g).zip(&*b).zip(&mut scratch) {
+                            [*r, *g, *v] = to_hsv::<P>([*r, *g, *b]);
                         }
-                        for ((r, g), b) in r.iter_mut().zip(&mut *g).zip(&mut *b) {
-                            [*r, *g, *b] = from_hsv::<P>([*r, *g, *b], turns);
+                        for h in &mut *r {
+                            *h = turn(*h, turns);
+                        }
+                        for (((r, g), b), v) in r.iter_mut().zip(&mut *g).zip(&mut *b).zip(&scratch) {
+                            [*r, *g, *b] = from_hsv::<P>([*r, *g, *v]);
+                        }
+                        if P::BYTE {
+                            for plane in [&mut *r, g, b] {
+                                for x in plane {
+                                    *x = whole(*x * 255.999);
+                                }
+                            }
                         }
                     }
                     Step::Gray => {
@@ -212,11 +222,11 @@ impl<P: Pixel> Kernel for Pass<'_, P> {
             }
             if sums {
                 if shape.c > 1 {
-                    for (((x, r), g), b) in grays.iter_mut().zip(&*r).zip(&*g).zip(&*b) {
+                    for (((x, r), g), b) in scratch.iter_mut().zip(&*r).zip(&*g).zip(&*b) {
                         *x = gray::<P>(*r, *g, *b);
                     }
                 }
-                lanes.add(&(if shape.c > 1 { &grays } else { &*r })[..n], f64::from);
+                lanes.add(&(if shape.c > 1 { &scratch } else { &*r })[..n], f64::from);
                 if (start + n) % CHUNK == 0 || start + n == pixels {
                     partials.push(std::mem::take(&mut lanes).total());
                 }
@@ -377,7 +387,7 @@ fn smaller(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
-/// Hue (0 .. 1, without 1), saturation and value of a colour.
+/// Hue (in steps of 60 degrees, -1 .. 5), saturation and value of a colour.
 #[inline(always)]
 fn to_hsv<P: Pixel>(rgb: [f32; 3]) -> [f32; 3] {
     let [r, g, b] = if P::BYTE { rgb.map(|x| x * (1.0 / 255.0)) } else { rgb };
@@ -385,7 +395,7 @@ fn to_hsv<P: Pixel>(rgb: [f32; 3]) -> [f32; 3] {
     let range = value - smaller(smaller(r, g), b);
     let one = |x: f32| if range == 0.0 { 1.0 } else { x };
     let saturation = range / one(value);
-    // Twice 60 degrees for the green, four times for the blue; then how much nearer to one neighbour than to the other.
+    // Where the largest channel is on the circle, and how much nearer to one neighbour than to the other.
     let (is_r, is_g) = (value == r, value == g);
     let base = if is_r {
         0.0
@@ -409,20 +419,24 @@ fn to_hsv<P: Pixel>(rgb: [f32; 3]) -> [f32; 3] {
         r
     };
     let h = (value - one_side) / one(range) + base - (value - other_side) / one(range);
-    let h = h * (1.0 / 6.0) + 1.0;
-    [if h >= 1.0 { h - 1.0 } else { h }, saturation, value]
+    [h, saturation, value]
 }
 
-/// The colour with this hue, turned by -0.5 .. 0.5 of the circle, saturation and value.
+/// The hue turned by -0.5 .. 0.5 of the circle: in steps of 60 degrees, 0 .. 6 without 6.
 #[inline(always)]
-fn from_hsv<P: Pixel>([h, saturation, value]: [f32; 3], turns: f32) -> [f32; 3] {
-    let h = h + turns;
+fn turn(h: f32, turns: f32) -> f32 {
+    let h = h * (1.0 / 6.0) + 1.0;
+    let h = if h >= 1.0 { h - 1.0 } else { h } + turns;
     let h = if h < 0.0 { h + 1.0 } else { h };
-    let h = if h >= 1.0 { h - 1.0 } else { h };
-    // And back. `h` may have been rounded up to 6, which is 0; NaN becomes 0 as well, and is found again in the saturation.
-    let h = h * 6.0;
-    let h = if h < 6.0 { h } else { 0.0 };
-    // SAFETY: h is within 0 .. 6: neither sum above leaves 0 .. 1.
+    let h = if h >= 1.0 { h - 1.0 } else { h } * 6.0;
+    // It may have been rounded up to 6, which is 0. NaN becomes 0 as well, and is found again in the saturation.
+    if (0.0..6.0).contains(&h) { h } else { 0.0 }
+}
+
+/// The colour with this hue (0 .. 6 without 6), saturation and value; still 0 .. 1 for bytes.
+#[inline(always)]
+fn from_hsv<P: Pixel>([h, saturation, value]: [f32; 3]) -> [f32; 3] {
+    // SAFETY: within 0 .. 6, as `turn` gives it.
     let sextant = unsafe { h.to_int_unchecked::<i32>() };
     let i = sextant as f32;
     let part = saturation * (h - i);
@@ -431,7 +445,7 @@ fn from_hsv<P: Pixel>([h, saturation, value]: [f32; 3], turns: f32) -> [f32; 3] 
     let [low, middle] = [low * value, middle * value].map(|x| if P::BYTE { x } else { unit(x) });
     // How far a sextant is from the middle of those where the channel is low (red) or full (green, blue).
     let [from_r, from_g, from_b] = [2.5, 1.5, 3.5].map(|centre| (i - centre).abs());
-    let rgb = [
+    [
         if from_r < 1.0 {
             low
         } else if from_r < 2.0 {
@@ -453,14 +467,275 @@ fn from_hsv<P: Pixel>([h, saturation, value]: [f32; 3], turns: f32) -> [f32; 3] 
         } else {
             low
         },
-    ];
-    if P::BYTE { rgb.map(|x| whole(x * 255.999)) } else { rgb }
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Instant;
+
+    fn byte(i: usize) -> u8 {
+        let word = (i as u32).wrapping_mul(2_654_435_761) >> 5;
+        // Some are equal to their neighbours, or 0, or 255: hue has cases.
+        match word % 7 {
+            0 => 0,
+            1 => 255,
+            2 => 77,
+            _ => (word >> 8) as u8,
+        }
+    }
+
+    /// What a picture is after `factors` in this order: torchvision's formulas, pixel by pixel. Pixels are RGB.
+    fn naive(pixels: &mut [[f32; 3]], bytes: bool, colours: bool, factors: [f64; 4], order: [usize; 4]) {
+        let full = if bytes { 255.0 } else { 1.0 };
+        let store = |x: f32| {
+            let x = if x < 0.0 {
+                0.0
+            } else if x > full {
+                full
+            } else {
+                x
+            };
+            if bytes { x.trunc() } else { x }
+        };
+        let gray = |[r, g, b]: [f32; 3]| {
+            let gray = r * 0.2989 + g * 0.587 + b * 0.114;
+            if !colours {
+                r
+            } else if bytes {
+                gray.floor()
+            } else {
+                gray
+            }
+        };
+        for kind in order {
+            let factor = factors[kind];
+            let (f, rest) = (factor as f32, (1.0 - factor) as f32);
+            if factor.is_nan() || (kind > 1 && !colours) {
+                continue;
+            }
+            let mut sums = Vec::new();
+            for block in pixels.chunks(CHUNK) {
+                let mut lanes = [0f64; 16];
+                for (i, &pixel) in block.iter().enumerate() {
+                    lanes[i % 16] += f64::from(gray(pixel));
+                }
+                for width in [8, 4, 2, 1] {
+                    for i in 0..width {
+                        lanes[i] += lanes[i + width];
+                    }
+                }
+                sums.push(lanes[0]);
+            }
+            let mean = (tree(&mut sums) / pixels.len() as f64) as f32;
+            for pixel in pixels.iter_mut() {
+                let gray = gray(*pixel);
+                *pixel = match kind {
+                    0 => pixel.map(|x| store(x * f)),
+                    1 => pixel.map(|x| store(x * f + mean * rest)),
+                    2 => pixel.map(|x| store(x * f + gray * rest)),
+                    _ => {
+                        let unit = pixel.map(|x| if bytes { x * (1.0 / 255.0) } else { x });
+                        let turned = naive_hue(unit, f);
+                        turned.map(|x| if bytes { (x * 255.999).trunc() } else { x })
+                    }
+                };
+            }
+        }
+    }
+
+    fn naive_hue([r, g, b]: [f32; 3], turns: f32) -> [f32; 3] {
+        let mut sorted = [r, g, b];
+        sorted.sort_by(f32::total_cmp);
+        let [min, _, max] = sorted;
+        if [r, g, b].iter().any(|x| x.is_nan()) {
+            return [f32::NAN; 3];
+        }
+        let s = if max == min { 0.0 } else { (max - min) / max };
+        let [rc, gc, bc] = [r, g, b].map(|x| if max == min { 0.0 } else { (max - x) / (max - min) });
+        let h = if max == r {
+            bc - gc
+        } else if max == g {
+            rc + 2.0 - bc
+        } else {
+            gc + 4.0 - rc
+        };
+        let h = (h * (1.0 / 6.0) + 1.0) % 1.0 + turns;
+        let h = h % 1.0;
+        let h = if h < 0.0 { h + 1.0 } else { h };
+        let i = (h * 6.0).floor();
+        let f = h * 6.0 - i;
+        let [p, q, t] = [1.0 - s, 1.0 - s * f, s * f + (1.0 - s)].map(|x| x * max).map(|x| {
+            if x < 0.0 {
+                0.0
+            } else if x > 1.0 {
+                1.0
+            } else {
+                x
+            }
+        });
+        [[max, t, p], [q, max, p], [p, max, t], [p, q, max], [t, p, max], [max, p, q]][i as usize % 6]
+    }
+
+    fn orders() -> Vec<[usize; 4]> {
+        let mut all = Vec::new();
+        for code in 0..256 {
+            let order = [code & 3, code >> 2 & 3, code >> 4 & 3, code >> 6];
+            if (0..4).all(|kind| order.contains(&kind)) {
+                all.push(order);
+            }
+        }
+        assert_eq!(all.len(), 24);
+        all
+    }
+
+    /// The colours of a picture, pixel by pixel.
+    fn pixels<P: Pixel>(data: &[P], shape: Shape) -> Vec<[f32; 3]> {
+        let (across, along) = shape.strides();
+        let channel = |k: usize| if shape.c == 1 { 0 } else { k * across };
+        (0..shape.h * shape.w).map(|i| [0, 1, 2].map(|k| data[channel(k) + i * along].widen())).collect()
+    }
+
+    fn same(a: f32, b: f32) -> bool {
+        a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+    }
+
+    /// Whether `op` makes `want` of a picture on every instruction set, and leaves alpha.
+    fn check<P: Pixel>(data: &[P], shape: Shape, op: &impl Op, want: &[[f32; 3]], about: &str) {
+        for isa in Isa::available() {
+            let mut image = data.to_vec();
+            op.edit(0, ViewMut { data: &mut image, shape }, &mut Workspace::default(), isa);
+            for (i, (got, want)) in pixels(&image, shape).iter().zip(want).enumerate() {
+                assert!((0..3).all(|k| same(got[k], want[k])), "{isa} {shape:?} {about} {i}: {got:?}, not {want:?}");
+            }
+            if shape.c == 4 {
+                let (across, along) = shape.strides();
+                assert!((0..want.len()).all(|i| {
+                    let at = 3 * across + i * along;
+                    same(image[at].widen(), data[at].widen())
+                }));
+            }
+        }
+    }
+
+    fn check_jitter<P: Pixel>(data: &[P], shape: Shape, factors: [f64; 4], order: [usize; 4]) {
+        let mut want = pixels(data, shape);
+        naive(&mut want, P::BYTE, shape.c > 1, factors, order);
+        let row: Vec<f64> = factors.into_iter().chain(order.map(|o| o as f64)).collect();
+        let op = Jitter::new(Table { n: 1, columns: 8, rows: &row, settings: &[] }, shape.c).unwrap();
+        check(data, shape, &op, &want, &format!("{row:?}"));
+    }
+
+    #[test]
+    fn all_steps_in_all_orders_as_the_naive_ones() {
+        let nan = f64::NAN;
+        for c in [1, 3, 4] {
+            for planar in [false, true] {
+                for (h, w) in [(1, 1), (1, 7), (5, 3), (8, 16), (9, 43), (0, 3)] {
+                    let shape = Shape { h, w, c, planar };
+                    let bytes: Vec<u8> = (0..shape.len()).map(byte).collect();
+                    let floats: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
+                    for factors in [[0.7, 1.4, 1.3, 0.37], [1.6, 0.3, 0.4, -0.21]] {
+                        for order in orders() {
+                            check_jitter(&bytes, shape, factors, order);
+                            check_jitter(&floats, shape, factors, order);
+                        }
+                        for kind in 0..16 {
+                            let some = std::array::from_fn(|k| if kind >> k & 1 != 0 { factors[k] } else { nan });
+                            check_jitter(&bytes, shape, some, [2, 1, 3, 0]);
+                            check_jitter(&floats, shape, some, [2, 1, 3, 0]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_factors() {
+        let shape = Shape { h: 13, w: 29, c: 3, planar: false };
+        let bytes: Vec<u8> = (0..shape.len()).map(byte).collect();
+        let floats: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
+        for strong in [0.0, 1.0, 1e38] {
+            for hue in [-0.5, -1e-30, 0.0, 0.5] {
+                for order in [[0, 1, 2, 3], [3, 2, 1, 0]] {
+                    check_jitter(&bytes, shape, [strong, strong, strong, hue], order);
+                }
+                check_jitter(&floats, shape, [strong, 1.0, 1.0, hue], [0, 1, 2, 3]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_picture_has_blocks() {
+        for planar in [false, true] {
+            let shape = Shape { h: 173, w: 211, c: 3, planar };
+            let bytes: Vec<u8> = (0..shape.len()).map(byte).collect();
+            let floats: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
+            check_jitter(&bytes, shape, [0.7, 1.4, 1.3, 0.37], [3, 0, 1, 2]);
+            check_jitter(&floats, shape, [0.7, 1.4, 1.3, 0.37], [3, 0, 1, 2]);
+        }
+    }
+
+    #[test]
+    fn nan_and_what_lies_outside_stay_where_they_are() {
+        let shape = Shape { h: 3, w: 5, c: 3, planar: false };
+        let odd = [f32::NAN, 0.5, 0.25, 0.5, f32::NAN, 0.25, 0.5, 0.25, f32::NAN, -2.0, 3.0, 0.5, -0.0, 0.0, -1.0];
+        let floats: Vec<f32> = (0..shape.len()).map(|i| if i < odd.len() { odd[i] } else { 0.3 }).collect();
+        let nan = f64::NAN;
+        check_jitter(&floats, shape, [0.5, nan, 1.5, nan], [0, 1, 2, 3]);
+        check_jitter(&floats, shape, [nan, nan, nan, 0.3], [0, 1, 2, 3]);
+        // The mean is NaN, and so is everything.
+        check_jitter(&floats, shape, [nan, 0.5, nan, nan], [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn gray_is_in_all_colours() {
+        for c in [1, 3, 4] {
+            for (h, w) in [(1, 1), (5, 3), (9, 43), (0, 0)] {
+                for planar in [false, true] {
+                    let shape = Shape { h, w, c, planar };
+                    let bytes: Vec<u8> = (0..shape.len()).map(byte).collect();
+                    let floats: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
+                    let op = Gray::new(Table { n: 1, columns: 0, rows: &[], settings: &[] }, c).unwrap();
+                    let gray = |[r, g, b]: [f32; 3]| if c == 1 { r } else { r * 0.2989 + g * 0.587 + b * 0.114 };
+                    let want: Vec<_> = pixels(&bytes, shape).into_iter().map(|x| [gray(x).floor(); 3]).collect();
+                    check(&bytes, shape, &op, &want, "gray");
+                    let want: Vec<_> = pixels(&floats, shape).into_iter().map(|x| [gray(x); 3]).collect();
+                    check(&floats, shape, &op, &want, "gray");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let new = |row: &[f64], c| {
+            Jitter::new(Table { n: 1, columns: row.len(), rows: row, settings: &[] }, c).map(|_| ()).unwrap_err()
+        };
+        let good = [1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 2.0, 3.0];
+        for c in [0, 2, 5] {
+            assert!(new(&good, c).contains(&format!("got {c}")));
+            assert!(Gray::new(Table { n: 0, columns: 0, rows: &[], settings: &[] }, c).is_err());
+        }
+        assert!(new(&good[..7], 3).contains("8 numbers"));
+        let name = ["brightness", "contrast", "saturation", "hue", "order", "order", "order", "order"];
+        for k in 0..8 {
+            for bad in [-1.0, f64::INFINITY, 1e39, 0.7] {
+                if bad == 0.7 && k < 3 {
+                    continue;
+                }
+                let mut row = good;
+                row[k] = bad;
+                let error = new(&row, 3);
+                assert!(error.contains(name[k]) && error.contains("sample 0"), "{error}");
+            }
+        }
+        assert!(new(&[1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 2.0, 2.0], 3).contains("order"));
+        let none = Jitter::new(Table { n: 0, columns: 8, rows: &[], settings: &[] }, 3).unwrap();
+        assert!(none.steps.is_empty());
+    }
 
     #[test]
     #[ignore = "timing"]

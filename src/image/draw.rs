@@ -135,30 +135,49 @@ pub fn words(key: [u32; 2], counter: [u32; 3], group: u32) -> [u32; GROUP] {
 #[inline(always)]
 pub fn normals(key: [u32; 2], counter: [u32; 3], group: u32) -> [f32; GROUP] {
     let words = words(key, counter, group);
-    let mut out = [0.0; GROUP];
-    for half in [0, 2 * LANES] {
-        for i in half..half + LANES {
-            [out[i], out[i + LANES]] = box_muller(words[i], words[i + LANES]);
-        }
+    let (mut a, mut b, mut out) = ([0; HALF], [0; HALF], [0.0; GROUP]);
+    for i in 0..LANES {
+        [a[i], b[i], a[LANES + i], b[LANES + i]] = std::array::from_fn(|w| words[w * LANES + i]);
+    }
+    let [first, second] = box_muller(&a, &b);
+    for i in 0..LANES {
+        [out[i], out[LANES + i]] = [first[i], second[i]];
+        [out[HALF + i], out[HALF + LANES + i]] = [first[LANES + i], second[LANES + i]];
     }
     out
 }
 
-/// Two normal numbers of two words, in arithmetic that vectorises, to 4e-7 of the radius; for small radii to 1e-7 / radius, since `u`
-/// is rounded.
+/// Half of a group.
+const HALF: usize = GROUP / 2;
+
+/// Two normal numbers of two words each, to 4e-7 of the radius; for small radii to 1e-7 / radius, since `u` is rounded.
 ///
 /// The first word without its last bit, a half, and 2^-31 make `u` in (0, 1]. Of the second word the lower 30 bits are an angle
 /// in [-45, 45) degrees; bit 30 exchanges cosine and sine, which turns the quarter circle to the one next to it, and bit 31
 /// changes both signs, which gives the other two.
+///
+/// Many at once, in three loops: in one, the constants would not fit into the registers.
 #[inline(always)]
-fn box_muller(a: u32, b: u32) -> [f32; 2] {
-    let u = ((a >> 1) as i32 as f32 + 0.5) * (1.0 / 2_147_483_648.0);
-    let r = (-2.0 * ln(u)).sqrt();
-    let r = f32::from_bits(r.to_bits() ^ (b & 0x8000_0000));
-    let angle = (b << 2) as i32 as f32 * (std::f32::consts::FRAC_PI_4 / 2_147_483_648.0);
-    let [cos, sin] = cos_sin(angle);
-    let swap = b & 0x4000_0000 != 0;
-    [r * if swap { sin } else { cos }, r * if swap { cos } else { sin }]
+fn box_muller<const N: usize>(a: &[u32; N], b: &[u32; N]) -> [[f32; N]; 2] {
+    let (mut r, mut cos, mut sin) = ([0.0; N], [0.0; N], [0.0; N]);
+    for i in 0..N {
+        let u = ((a[i] >> 1) as i32 as f32 + 0.5) * (1.0 / 2_147_483_648.0);
+        r[i] = (-2.0 * ln(u)).sqrt();
+    }
+    for i in 0..N {
+        [cos[i], sin[i]] = cos_sin((b[i] << 2) as i32 as f32 * (std::f32::consts::FRAC_PI_4 / 2_147_483_648.0));
+    }
+    let (mut first, mut second) = ([0.0; N], [0.0; N]);
+    for i in 0..N {
+        let r = f32::from_bits(r[i].to_bits() ^ (b[i] & 0x8000_0000));
+        // All ones if bit 30 is set; a choice between elements of two arrays would become one between addresses.
+        let swap = ((b[i] << 1) as i32 >> 31) as u32;
+        let (x, y) = (cos[i].to_bits(), sin[i].to_bits());
+        let change = (x ^ y) & swap;
+        first[i] = r * f32::from_bits(x ^ change);
+        second[i] = r * f32::from_bits(y ^ change);
+    }
+    [first, second]
 }
 
 /// The natural logarithm of a normal number above 0: `k ln 2` and `f` times a polynomial in `f`, for `2^k (1 + f)` with `1 + f`
@@ -341,10 +360,10 @@ mod tests {
             }
         }
         // The extremes.
-        assert!(box_muller(0, 0)[0] > 6.6 && box_muller(0, 0)[0] < 6.7);
+        assert!((6.6..6.7).contains(&box_muller(&[0], &[0])[0][0]));
         for b in [0, 1, u32::MAX, 1 << 30, 1 << 31, 0x1fff_ffff, 0x2000_0000] {
-            assert!(box_muller(u32::MAX, b).iter().all(|z| z.abs() < 1e-3));
-            assert!(box_muller(0, b).iter().all(|z| z.is_finite()));
+            assert!(box_muller(&[u32::MAX], &[b]).iter().all(|[z]| z.abs() < 1e-3));
+            assert!(box_muller(&[0], &[b]).iter().all(|[z]| z.is_finite()));
         }
     }
 

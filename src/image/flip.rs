@@ -262,8 +262,10 @@ impl<E: Copy> Kernel for Quarter<'_, E> {
                 2 => quarter_of::<E, 2>(from, to, size, clockwise),
                 3 => quarter_of::<E, 3>(from, to, size, clockwise),
                 4 => quarter_of::<E, 4>(from, to, size, clockwise),
-                _ => tiles(size, clockwise, |to_pixel, from_pixel| {
-                    to[to_pixel * c..][..c].copy_from_slice(&from[from_pixel * c..][..c]);
+                _ => tiles(size, clockwise, |start, n, first, step| {
+                    for (i, to) in to[start * c..][..n * c].chunks_exact_mut(c).enumerate() {
+                        to.copy_from_slice(&from[first.wrapping_add(i.wrapping_mul(step)) * c..][..c]);
+                    }
                 }),
             }
         }
@@ -273,20 +275,28 @@ impl<E: Copy> Kernel for Quarter<'_, E> {
 #[inline(always)]
 fn quarter_of<E: Copy, const C: usize>(from: &[E], to: &mut [E], size: (usize, usize), clockwise: bool) {
     let (from, to) = (from.as_chunks::<C>().0, to.as_chunks_mut::<C>().0);
-    tiles(size, clockwise, |to_pixel, from_pixel| to[to_pixel] = from[from_pixel]);
+    tiles(size, clockwise, |start, n, first, step| {
+        for (i, to) in to[start..][..n].iter_mut().enumerate() {
+            *to = from[first.wrapping_add(i.wrapping_mul(step))];
+        }
+    });
 }
 
 /// Side of a tile: its rows and columns stay in the first cache.
 const TILE: usize = 16;
 
-/// Which pixel of the result (w, h) is which one of the picture (h, w), tile by tile.
+/// Which pixels of the result (w, h) are which ones of the picture (h, w), tile by tile: `copy(start, n, first, step)` for `n` of
+/// them in a row from `start` on, which are `first`, `first + step`, ... (A step back is one that wraps.)
 #[inline(always)]
-fn tiles((h, w): (usize, usize), clockwise: bool, mut copy: impl FnMut(usize, usize)) {
+fn tiles((h, w): (usize, usize), clockwise: bool, mut copy: impl FnMut(usize, usize, usize, usize)) {
     for top in (0..w).step_by(TILE) {
         for left in (0..h).step_by(TILE) {
+            let n = TILE.min(h - left);
             for i in top..(top + TILE).min(w) {
-                for j in left..(left + TILE).min(h) {
-                    copy(i * h + j, if clockwise { (h - 1 - j) * w + i } else { j * w + w - 1 - i });
+                if clockwise {
+                    copy(i * h + left, n, (h - 1 - left) * w + i, w.wrapping_neg());
+                } else {
+                    copy(i * h + left, n, left * w + w - 1 - i, w);
                 }
             }
         }

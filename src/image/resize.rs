@@ -216,18 +216,13 @@ impl Axis {
 
 /// `BLOCK` elements from `at` on, with zeros after the last.
 #[inline(always)]
-pub(super) fn load<P: Pixel>(data: &[P], at: usize) -> [f32; BLOCK] {
+pub(super) fn load<P: Pixel>(data: &[P], at: usize) -> [P; BLOCK] {
     let rest = &data[at..];
-    let mut short = [P::default(); BLOCK];
-    let block = rest.first_chunk().unwrap_or_else(|| {
+    rest.first_chunk().copied().unwrap_or_else(|| {
+        let mut short = [P::default(); BLOCK];
         short[..rest.len()].copy_from_slice(rest);
-        &short
-    });
-    let mut x = [0.0; BLOCK];
-    for l in 0..BLOCK {
-        x[l] = block[l].widen();
-    }
-    x
+        short
+    })
 }
 
 /// Four numbers in a register. An array would do, but loads that overlap are then taken apart by the compiler.
@@ -357,20 +352,11 @@ impl<P: Pixel> Kernel for Bilinear<'_, P> {
         for plane in 0..planes {
             let source = &input.data[plane * input.shape.h * row + top * row..][..(input.shape.h - top) * row];
             let out = &mut out.data[plane * h * w * c..][..h * w * c];
-            let down = |y: usize, between: &mut [f32]| {
-                let (start, weights) = rows.sum(y);
-                down(
-                    &source[start * row + left * c..],
-                    row,
-                    weights,
-                    &mut between[..(width * c).next_multiple_of(BLOCK)],
-                );
-                P::BYTE || finite(&between[..width * c])
-            };
+            let source = &source[left * c..];
             if c > 1 {
                 let (between, line) = floats.split_at_mut(lengths.between);
                 for (y, out) in out.chunks_exact_mut(w * c).enumerate() {
-                    let finite = down(y, between);
+                    let finite = down(source, row, rows.sum(y), width * c, between);
                     along_channels(finite, between, columns, c, line);
                     narrow(line, out);
                 }
@@ -381,7 +367,7 @@ impl<P: Pixel> Kernel for Bilinear<'_, P> {
             for (group, out) in out.chunks_mut(4 * w).enumerate() {
                 let mut all = true;
                 for (r, between) in apart.chunks_exact_mut(lengths.between).enumerate().take(out.len() / w) {
-                    all &= down(4 * group + r, between);
+                    all &= down(source, row, rows.sum(4 * group + r), width, between);
                 }
                 interleave(apart, beside);
                 along_channels(all, beside, columns, 4, line);
@@ -391,12 +377,15 @@ impl<P: Pixel> Kernel for Bilinear<'_, P> {
     }
 }
 
-/// The sum of rows that begin `row` elements apart. What lies after a row is summed with it, to a whole number of blocks.
+/// The sum of rows that begin `row` elements apart, and whether it is finite: `n` elements, and to a whole number of blocks
+/// what lies after the rows.
 #[inline(always)]
-fn down<P: Pixel>(source: &[P], row: usize, weights: &[f32], out: &mut [f32]) {
-    for (i, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+fn down<P: Pixel>(source: &[P], row: usize, sum: (usize, &[f32]), n: usize, between: &mut [f32]) -> bool {
+    let (start, weights) = sum;
+    let source = &source[start * row..];
+    for (i, out) in between[..n.next_multiple_of(BLOCK)].as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
         let mut at = i * BLOCK;
-        let mut sum = load(source, at);
+        let mut sum = load(source, at).map(Pixel::widen);
         for l in 0..BLOCK {
             sum[l] *= weights[0];
         }
@@ -404,17 +393,13 @@ fn down<P: Pixel>(source: &[P], row: usize, weights: &[f32], out: &mut [f32]) {
             at += row;
             let x = load(source, at);
             for l in 0..BLOCK {
-                sum[l] += weight * x[l];
+                sum[l] += weight * x[l].widen();
             }
         }
         *out = sum;
     }
-}
-
-/// Whether no element is infinite or NaN.
-#[inline(always)]
-fn finite(x: &[f32]) -> bool {
-    x.iter().fold(true, |all, x| all & x.is_finite())
+    // Sums of bytes are.
+    P::BYTE || between[..n].iter().fold(true, |all, x| all & x.is_finite())
 }
 
 #[inline(always)]
@@ -470,6 +455,7 @@ fn along_channels(finite: bool, row: &[f32], axis: &Axis, c: usize, line: &mut [
         (4, 2) => along::<4, 2>(row, axis, c, line),
         (4, 3) => along::<4, 3>(row, axis, c, line),
         (4, _) => along::<4, 0>(row, axis, c, line),
+        (2, _) => along::<2, 0>(row, axis, c, line),
         _ => along::<0, 0>(row, axis, c, line),
     }
 }

@@ -2,7 +2,7 @@
 
 /// Pixels that are taken apart at a time: few enough that all their channels stay in L1, and a length that the compiler
 /// knows, since only then it finds the shuffles for three channels. It divides [`CHUNK`](crate::parallel::CHUNK).
-pub const TILE: usize = 256;
+pub const TILE: usize = 128;
 
 /// The channels of `TILE` pixels, and `f` of each value.
 #[inline(always)]

@@ -144,11 +144,12 @@ fn span_up(start: i64, step: i64, low: i64, high: i64, n: usize) -> [usize; 2] {
     if step == 0 {
         return if (low..high).contains(&start) { [0, n] } else { [0, 0] };
     }
-    // The first that is not below.
-    [low, high].map(|limit| (-(start - limit).div_euclid(step)).clamp(0, n as i64) as usize)
+    // The first that is not below, as -floor(-x) = ceil(x).
+    let first = |limit: i64| (-(start - limit).div_euclid(step)).clamp(0, n as i64) as usize;
+    [first(low), first(high)]
 }
 
-/// Which pixels of a row have `x` in `-margin .. w + margin` and `y` likewise, after `less` from the upper ends: from which to which.
+/// From which to which pixel of a row `x` is in the range `w` of pixels, and `y` in the range `h`.
 #[inline(always)]
 fn inside(map: Map, (sx, sy): (i64, i64), w: [i64; 2], h: [i64; 2], n: usize) -> [usize; 2] {
     let x = span(sx, map[0], w[0] << POINT, w[1] << POINT, n);
@@ -228,6 +229,42 @@ fn nearest<E: Copy, const C: usize>(from: &[E], to: &mut [E], (map, at): (Map, (
     }
 }
 
+/// [`Border::index`], but without a division where that is not far outside.
+#[inline(always)]
+fn index(border: Border, i: i64, n: usize) -> Option<usize> {
+    let last = n as i64 - 1;
+    let before = i < 0;
+    if !before && i <= last {
+        return Some(i as usize);
+    }
+    let near = match border {
+        Border::Constant => return None,
+        Border::Edge => i.clamp(0, last),
+        Border::Reflect => {
+            if before {
+                -i
+            } else {
+                2 * last - i
+            }
+        }
+        Border::Symmetric => {
+            if before {
+                -1 - i
+            } else {
+                2 * last + 1 - i
+            }
+        }
+        Border::Wrap => {
+            if before {
+                i + n as i64
+            } else {
+                i - n as i64
+            }
+        }
+    };
+    if (0..=last).contains(&near) { Some(near as usize) } else { border.index(i, n) }
+}
+
 /// The nearest pixels, some of which may be outside.
 #[inline(always)]
 fn nearest_edges<E: Copy>(
@@ -245,7 +282,7 @@ fn nearest_edges<E: Copy>(
     }
     for x in range {
         let (u, v) = position(map, at, x);
-        let (u, v) = (border.index(u >> POINT, w), border.index(v >> POINT, h));
+        let (u, v) = (index(border, u >> POINT, w), index(border, v >> POINT, h));
         if let (Some(u), Some(v)) = (u, v) {
             for k in 0..c {
                 to[x * c + k] = from[(v * w + u) * c + k];
@@ -284,20 +321,23 @@ impl<P: Pixel, F: Fn(usize) -> P> Kernel for Bilinear<'_, P, F> {
         }
         // Four channels are computed together; of three, the fourth is what comes next in memory, and is overwritten.
         match self.input.shape.planes().1 {
-            1 => self.rows::<1>(),
-            2 => self.rows::<2>(),
-            _ => self.rows::<4>(),
+            1 => self.rows::<1, 1>(),
+            2 => self.rows::<2, 2>(),
+            3 => self.rows::<3, 4>(),
+            4 => self.rows::<4, 4>(),
+            _ => self.rows::<0, 4>(),
         }
     }
 }
 
 impl<P: Pixel, F: Fn(usize) -> P> Bilinear<'_, P, F> {
-    /// All rows, `L` channels at a time.
+    /// All rows, of pixels of `C` channels (0: of any number), `L` of them at a time.
     #[inline(always)]
-    fn rows<const L: usize>(self) {
+    fn rows<const C: usize, const L: usize>(self) {
         let Bilinear { input, out, map, border, fill } = self;
         let Shape { h, w, .. } = input.shape;
         let (planes, c) = input.shape.planes();
+        let c = if C == 0 { c } else { C };
         let mut strip = Strip::<P, L>::default();
         for y in 0..h {
             let at = row_start(map, y);
@@ -312,21 +352,28 @@ impl<P: Pixel, F: Fn(usize) -> P> Bilinear<'_, P, F> {
             for plane in 0..planes {
                 paint(&mut out.data[(plane * h + y) * w * c..][..first * c], c, |k| fill(plane + k));
             }
-            edges(input, &mut *out.data, y, [first, start], (map, at), border, &fill);
-            for x in (start..end).step_by(STRIP) {
-                let n = STRIP.min(end - x);
-                strip.place((map, position(map, at, x)), w);
-                for plane in 0..planes {
-                    let data = &input.data[plane * h * w * c..][..h * w * c];
-                    let to = &mut out.data[((plane * h + y) * w + x) * c..(plane + 1) * h * w * c];
-                    for k in (0..c).step_by(L) {
-                        strip.read(data, n, k, [w, c]);
-                        strip.interpolate(n);
-                        strip.write(to, n, k, c);
+            for (from, to, whole) in [(first, start, false), (start, end, true), (end, last, false)] {
+                for x in (from..to).step_by(STRIP) {
+                    let (n, at) = (STRIP.min(to - x), position(map, at, x));
+                    strip.place((map, at), n, w);
+                    if !whole {
+                        strip.look_around((map, at), n, border, [h, w]);
+                    }
+                    for plane in 0..planes {
+                        let data = &input.data[plane * h * w * c..][..h * w * c];
+                        let to = &mut out.data[((plane * h + y) * w + x) * c..(plane + 1) * h * w * c];
+                        for k in (0..c).step_by(L) {
+                            if whole {
+                                strip.read(data, n, k, [w, c]);
+                            } else {
+                                strip.read_around(data, n, k, c, |k| fill(plane + k));
+                            }
+                            strip.interpolate(n);
+                            strip.write(to, n, k, c);
+                        }
                     }
                 }
             }
-            edges(input, &mut *out.data, y, [end, last], (map, at), border, &fill);
             for plane in 0..planes {
                 let row = &mut out.data[(plane * h + y) * w * c..][..w * c];
                 paint(&mut row[last * c..], c, |k| fill(plane + k));
@@ -335,68 +382,50 @@ impl<P: Pixel, F: Fn(usize) -> P> Bilinear<'_, P, F> {
     }
 }
 
-/// Pixels of row `y`, of which some of the four may be outside.
-#[inline(always)]
-fn edges<P: Pixel>(
-    input: View<'_, P>,
-    out: &mut [P],
-    y: usize,
-    [start, end]: [usize; 2],
-    (map, at): (Map, (i64, i64)),
-    border: Border,
-    fill: &impl Fn(usize) -> P,
-) {
-    let Shape { h, w, .. } = input.shape;
-    let (planes, c) = input.shape.planes();
-    for x in start..end {
-        let (u, v) = position(map, at, x);
-        let (x0, y0) = (u >> POINT, v >> POINT);
-        let (left, right) = (border.index(x0, w), border.index(x0 + 1, w));
-        let (above, below) = (border.index(y0, h), border.index(y0 + 1, h));
-        for plane in 0..planes {
-            for k in 0..c {
-                let tap = |y: Option<usize>, x: Option<usize>| match (y, x) {
-                    (Some(y), Some(x)) => input.data[((plane * h + y) * w + x) * c + k].widen(),
-                    _ => fill(plane + k).widen(),
-                };
-                let (p00, p01, p10, p11) = (tap(above, left), tap(above, right), tap(below, left), tap(below, right));
-                let value = lerp(p00, p01, p10, p11, fraction(u), fraction(v));
-                out[((plane * h + y) * w + x) * c + k] = P::narrow(value);
-            }
-        }
-    }
-}
-
 /// Pixels that are computed together.
 const STRIP: usize = 32;
+/// In place of a pixel's number.
+const FILL: usize = usize::MAX;
 /// Elements that are interpolated together.
 const LANES: usize = 16;
 
-/// Some pixels in a row, of all of which the four are inside, `L` channels of them. First all positions, then all that is read,
+/// Some pixels in a row, `L` channels of them. First all positions, then all that is read,
 /// then the arithmetic: each of these is a plain loop.
 struct Strip<P, const L: usize> {
     /// Which pixel is `p00`.
     pixels: [u64; STRIP],
+    /// The largest of these that count.
+    last: usize,
     fx: [[f32; L]; STRIP],
     fy: [[f32; L]; STRIP],
     /// `p00`, `p01`, `p10`, `p11`.
     taps: [[[P; L]; STRIP]; 4],
+    /// Which pixels these are, where some may be outside; [`FILL`] for the fill.
+    around: [[usize; 4]; STRIP],
     values: [[P; L]; STRIP],
 }
 
 impl<P: Pixel, const L: usize> Default for Strip<P, L> {
     fn default() -> Self {
         let (weights, elements) = ([[0.0; L]; STRIP], [[P::default(); L]; STRIP]);
-        Strip { pixels: [0; STRIP], fx: weights, fy: weights, taps: [elements; 4], values: elements }
+        Strip {
+            pixels: [0; STRIP],
+            last: 0,
+            fx: weights,
+            fy: weights,
+            taps: [elements; 4],
+            around: [[0; 4]; STRIP],
+            values: elements,
+        }
     }
 }
 
 impl<P: Pixel, const L: usize> Strip<P, L> {
-    /// The positions, from the first one on.
+    /// The positions, from the first one on, of which `n` count.
     #[inline(always)]
-    fn place(&mut self, (map, at): (Map, (i64, i64)), w: usize) {
+    fn place(&mut self, (map, at): (Map, (i64, i64)), n: usize, w: usize) {
         let (mut u, mut v) = at;
-        for i in 0..STRIP {
+        for i in 0..n.next_multiple_of(8) {
             // Both are below 2^32 where they count.
             self.pixels[i] = (v as u64 >> POINT).wrapping_mul(w as u64).wrapping_add(u as u64 >> POINT);
             self.fx[i] = [fraction(u); L];
@@ -404,60 +433,114 @@ impl<P: Pixel, const L: usize> Strip<P, L> {
             u = u.wrapping_add(map[0]);
             v = v.wrapping_add(map[3]);
         }
+        let larger = |last: u64, &pixel: &u64| if pixel > last { pixel } else { last };
+        self.last = self.pixels[..n].iter().fold(0, larger) as usize;
     }
 
-    /// Channels from `k` on of `n` pixels.
+    /// Which pixels are around `n` positions.
     #[inline(always)]
-    fn read(&mut self, data: &[P], n: usize, k: usize, [w, c]: [usize; 2]) {
-        let [p00, p01, p10, p11] = &mut self.taps;
+    fn look_around(&mut self, (map, at): (Map, (i64, i64)), n: usize, border: Border, [h, w]: [usize; 2]) {
         for i in 0..n {
-            let upper = self.pixels[i] as usize * c + k;
-            let lower = upper + w * c;
-            // The last of the four is the last in memory.
-            if let Some(last) = data.get(lower + c..lower + c + L) {
-                p00[i].copy_from_slice(&data[upper..upper + L]);
-                p01[i].copy_from_slice(&data[upper + c..upper + c + L]);
-                p10[i].copy_from_slice(&data[lower..lower + L]);
-                p11[i].copy_from_slice(last);
-            } else {
-                for l in 0..L.min(c - k) {
-                    p00[i][l] = data[upper + l];
-                    p01[i][l] = data[upper + c + l];
-                    p10[i][l] = data[lower + l];
-                    p11[i][l] = data[lower + c + l];
+            let (u, v) = position(map, at, i);
+            let (u, v) = (u >> POINT, v >> POINT);
+            let (left, right) = (index(border, u, w), index(border, u + 1, w));
+            let (above, below) = (index(border, v, h), index(border, v + 1, h));
+            let pixels = [(above, left), (above, right), (below, left), (below, right)];
+            self.around[i] = pixels.map(|(y, x)| if let (Some(y), Some(x)) = (y, x) { y * w + x } else { FILL });
+        }
+    }
+
+    /// Channels from `k` on of the pixels that are around `n` positions.
+    #[inline(always)]
+    fn read_around(&mut self, data: &[P], n: usize, k: usize, c: usize, fill: impl Fn(usize) -> P) {
+        let count = L.min(c - k);
+        for i in 0..n {
+            for (taps, pixel) in self.taps.iter_mut().zip(self.around[i]) {
+                for l in 0..count {
+                    taps[i][l] = if pixel == FILL { fill(k + l) } else { data[pixel * c + k + l] };
                 }
             }
         }
     }
 
+    /// Channels from `k` on of `n` pixels, of all of which the four are inside.
+    #[inline(always)]
+    fn read(&mut self, data: &[P], n: usize, k: usize, [w, c]: [usize; 2]) {
+        let [p00, p01, p10, p11] = &mut self.taps;
+        let row = w * c;
+        let last = self.last;
+        // The last element of all is the last one of the last pixel's `p11`.
+        if last < data.len() / c && last * c + k + row + c + L <= data.len() {
+            if L == 1 {
+                // Two of the four side by side are one copy.
+                let mut pairs = [[[P::default(); 2]; STRIP]; 2];
+                for i in 0..n {
+                    // SAFETY: none of these is further than that of the last pixel, which was looked at.
+                    unsafe {
+                        let first = data.as_ptr().add(self.pixels[i] as usize);
+                        pairs[0][i] = *first.cast();
+                        pairs[1][i] = *first.add(row).cast();
+                    }
+                }
+                for i in 0..STRIP {
+                    [p00[i], p01[i], p10[i], p11[i]] =
+                        [[pairs[0][i][0]; L], [pairs[0][i][1]; L], [pairs[1][i][0]; L], [pairs[1][i][1]; L]];
+                }
+                return;
+            }
+            for i in 0..n {
+                // SAFETY: none of these is further than that of the last pixel, which was looked at.
+                unsafe {
+                    let first = data.as_ptr().add(self.pixels[i] as usize * c + k);
+                    p00[i] = *first.cast();
+                    p01[i] = *first.add(c).cast();
+                    p10[i] = *first.add(row).cast();
+                    p11[i] = *first.add(row + c).cast();
+                }
+            }
+            return;
+        }
+        for i in 0..n {
+            let first = self.pixels[i] as usize * c + k;
+            let count = L.min(c - k);
+            p00[i][..count].copy_from_slice(&data[first..][..count]);
+            p01[i][..count].copy_from_slice(&data[first + c..][..count]);
+            p10[i][..count].copy_from_slice(&data[first + row..][..count]);
+            p11[i][..count].copy_from_slice(&data[first + row + c..][..count]);
+        }
+    }
+
     #[inline(always)]
     fn interpolate(&mut self, n: usize) {
-        let [p00, p01, p10, p11] = self.taps.each_ref().map(|taps| taps.as_flattened().as_chunks::<LANES>().0);
-        let [fx, fy] = [&self.fx, &self.fy].map(|weights| weights.as_flattened().as_chunks::<LANES>().0);
-        let values = self.values.as_flattened_mut().as_chunks_mut::<LANES>().0;
-        for i in 0..(n * L).div_ceil(LANES) {
-            let mut block = [P::default(); LANES];
-            for j in 0..LANES {
-                let [p00, p01, p10, p11] = [p00[i][j], p01[i][j], p10[i][j], p11[i][j]].map(P::widen);
-                block[j] = P::narrow(lerp(p00, p01, p10, p11, fx[i][j], fy[i][j]));
-            }
-            values[i] = block;
+        // So many that nothing is left over. Some of them may be what was there before.
+        let n = (n * L).next_multiple_of(LANES);
+        let [p00, p01, p10, p11] = self.taps.each_ref().map(|taps| &taps.as_flattened()[..n]);
+        let [fx, fy] = [&self.fx, &self.fy].map(|weights| &weights.as_flattened()[..n]);
+        let values = &mut self.values.as_flattened_mut()[..n];
+        for i in 0..n {
+            let [p00, p01, p10, p11] = [p00[i].widen(), p01[i].widen(), p10[i].widen(), p11[i].widen()];
+            values[i] = P::narrow(lerp(p00, p01, p10, p11, fx[i], fy[i]));
         }
     }
 
     /// Channels from `k` on of `n` pixels.
     #[inline(always)]
     fn write(&self, to: &mut [P], n: usize, k: usize, c: usize) {
-        for i in 0..n {
-            let to = &mut to[i * c + k..];
-            match to.first_chunk_mut::<L>() {
-                // A last group of fewer channels must leave the first ones of the next pixel as they are, but if it is the only one.
-                Some(to) if k == 0 || k + L <= c => *to = self.values[i],
-                _ => {
-                    let count = L.min(c - k);
-                    to[..count].copy_from_slice(&self.values[i][..count]);
-                }
+        if c == L {
+            to[..n * L].copy_from_slice(&self.values.as_flattened()[..n * L]);
+            return;
+        }
+        // A last group of fewer channels must leave the first ones of the next pixel as they are, but if it is the only one.
+        if (k == 0 || k + L <= c) && (n - 1) * c + k + L <= to.len() {
+            for i in 0..n {
+                // SAFETY: none of these is further than that of the last pixel, which was looked at.
+                unsafe { *to.as_mut_ptr().add(i * c + k).cast() = self.values[i] };
             }
+            return;
+        }
+        let count = L.min(c - k);
+        for i in 0..n {
+            to[i * c + k..][..count].copy_from_slice(&self.values[i][..count]);
         }
     }
 }
@@ -577,10 +660,8 @@ mod tests {
                 for bilinear in [false, true] {
                     let warp = new(&maps, bilinear, number, shape.c);
                     for (i, map) in maps.iter().enumerate() {
-                        let want = match bilinear {
-                            false => naive_nearest(&data, shape, map, border, &fill),
-                            true => naive_bilinear(&data, shape, map, border, &fill),
-                        };
+                        let naive = if bilinear { naive_bilinear } else { naive_nearest };
+                        let want = naive(&data, shape, map, border, &fill);
                         assert_eq!(warp.shape(i, shape), Ok(shape));
                         for isa in Isa::available() {
                             let mut out = vec![of(1); shape.len()];

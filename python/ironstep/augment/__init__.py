@@ -1,7 +1,7 @@
 """Random changes of whole batches of images, each sample with parameters of its own, on all cores.
 
-A transform is called with a key and the images, and gives the same pictures for the same key: whatever the batch size, the
-order of the samples, the number of threads, or the machine. `Compose` chains transforms; it is a `transform` of
+A transform is called with a key and the images, and gives the same pictures for the same key: whatever the batch size,
+the order of the samples, the number of threads, or the machine. `Compose` chains transforms; it is a `transform` of
 `ironstep.data.Batches`.
 
 Example:

@@ -19,6 +19,8 @@ Spread: TypeAlias = "float | tuple[float, float]"
 
 SINGLE = Limit(-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), "finite in float32")
 
+SHARE = Limit(0.0, 1.0, "from 0 to 1")
+
 INTERPOLATIONS = ("nearest", "bilinear")
 """In the order of the core's numbers."""
 

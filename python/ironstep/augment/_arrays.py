@@ -53,8 +53,8 @@ class Images:
         shape = tuple(int(n) for n in shape)
         if len(shape) != len(layout):
             raise ValueError(
-                f"{name} must have {len(layout)} axes, {', '.join(layout)}, got shape {shape}; layout= says which they have "
-                '("NHWC", "NCHW", "NHW"), and one picture alone is images[None]'
+                f"{name} must have {len(layout)} axes, {', '.join(layout)}, got shape {shape}; layout= says which they "
+                'have ("NHWC", "NCHW", "NHW"), and one picture alone is images[None]'
             )
         order = TO_NHWC[layout]
         n, h, w = (shape[axis] for axis in order[:3])
@@ -100,8 +100,8 @@ class Result:
                 )
             if not out.flags.writeable:
                 raise ValueError(f"{name} must be writeable, because it is written; it is read-only (make a copy)")
-            if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
-                raise ValueError(f"{name} must have a place for each element, but some share one; make a copy")
+            if overlaps_itself(out):
+                raise ValueError(f"{name} must have a place of its own for each element; make a copy")
             self.result = out
         dense, self.planar = _dense(nhwc(self.result, layout))
         if dense is None:
@@ -117,6 +117,16 @@ class Result:
         if self.dense.size and not np.shares_memory(self.dense, self.result):
             self._view[...] = self.dense.transpose((0, 2, 3, 1)) if self.planar else self.dense
         return self.result
+
+
+def overlaps_itself(x: Array) -> bool:
+    """Whether elements share memory, or it cannot be told from the strides alone."""
+    reach = x.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < reach:
+            return x.size > 0
+        reach += (n - 1) * stride
+    return False
 
 
 def _from_nhwc(layout: str) -> tuple[int, ...]:

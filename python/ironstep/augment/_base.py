@@ -57,10 +57,11 @@ class Mix(NamedTuple):
 
 
 class Draw:
-    """The random numbers of one transform: a function of seed, index of the sample, epoch and number of the transform."""
+    """The random numbers of one transform: a function of seed, number of the sample, epoch and place of the transform."""
 
     def __init__(self, key: BatchKey, transform: int) -> None:
-        self._of = (key.seed, key.epoch, key.indices, transform)
+        assert key.seed is not None
+        self._of: tuple[int, int, NDArray[np.int64], int] = (key.seed, key.epoch, key.indices, transform)
         self.n = len(key.indices)
         """How many samples there are."""
         self._next = 0
@@ -98,7 +99,7 @@ def libm(name: str, x: Any) -> NDArray[np.float64]:
 
 
 def rows(params: Any, name: str, n: int, width: int = 1, integer: bool = False) -> Array:
-    """A parameter with a row for each of n samples, checked: float64 (int64 if `integer`), of shape (n,) or (n, width)."""
+    """A parameter with a row for each of n samples, checked: float64 (`integer`: int64), of shape (n,) or (n, width)."""
     if not isinstance(params, dict):
         raise TypeError(f"params must be a dict of arrays, as sample() gives it, got {type(params).__name__}")
     if name not in params:

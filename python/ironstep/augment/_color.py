@@ -15,6 +15,7 @@ from ._arguments import (
     colored,
     ends,
     extent,
+    inhabited,
     per_channel,
     refuse,
     samples,
@@ -76,7 +77,7 @@ class ColorJitter(Transform):
             outside of 0 .. 1.
 
     Example:
-        Brightness that is halved, and contrast that is lost, give the same for one gray level but not for a picture:
+        Half the brightness brings all values closer to 0, half the contrast closer to their mean:
 
         >>> import numpy as np
         >>> from ironstep.augment import ColorJitter
@@ -195,10 +196,10 @@ class GaussianNoise(Transform):
     $$y = x + \mu + \sigma z, \qquad z \sim \mathcal N(0, 1)$$
 
     where $\mu$ and $\sigma$ are in units of the full range: 0.1 is 25.5 of 255 for uint8, where y is clamped to
-    0 .. 255 and rounded to the nearest (torchvision rounds towards 0, which darkens by half a level). Element i of a
-    picture, counted in (h, w, c) order whatever its layout, has noise that depends on the seed, the epoch, the sample's
-    number in the data set and i. Names and defaults are torchvision's; there, $\sigma$ is one number. albumentations
-    draws it, too.
+    0 .. 255 and rounded to the nearest (torchvision cuts the noise itself to whole levels, so less than one level
+    is lost). Element i of a picture, counted in (h, w, c) order whatever its layout, has noise that depends on the
+    seed, the epoch, the sample's number in the data set and i. Names and defaults are torchvision's, where $\sigma$ is
+    one number; albumentations draws it from a range, too.
 
     `sample` gives `sigma`, of shape (n,), and `words`, of shape (n, 5): what the noise itself is made from.
 
@@ -293,6 +294,7 @@ class GaussianBlur(Transform):
         self.sigma = spread("sigma", sigma, POSITIVE)
 
     def _size(self, shape: Shape) -> Shape:
+        inhabited("GaussianBlur", shape)
         width, height = self.kernel_size
         if width // 2 >= shape.w or height // 2 >= shape.h:
             raise ValueError(
@@ -312,14 +314,14 @@ class GaussianBlur(Transform):
 
 
 class Normalize(Transform):
-    r"""Brings pictures to the scale that a model takes: uint8 or float in, float32 out.
+    r"""Brings pictures to the scale that a model takes; uint8 becomes float32.
 
     $$y_c = \frac{x_c - \mu_c}{\sigma_c}$$
 
-    for channel $c$, with $x / 255$ for x if it is uint8. In float32, in this order; float16 and bfloat16 pictures keep
+    for channel $c$, with $x / 255$ for x if it is uint8. Computed in float32, in this order; pictures of floats keep
     their type. The values of ImageNet are `mean=(0.485, 0.456, 0.406)` and `std=(0.229, 0.224, 0.225)`. Names are
-    torchvision's, where uint8 must be converted before (`ToDtype(torch.float32, scale=True)`). It is written last in a
-    chain: transforms that need values in 0 .. 1 do not work on what it gives.
+    torchvision's, where uint8 must be converted before (`ToDtype(torch.float32, scale=True)`). In a chain it comes
+    after the transforms that need values in 0 .. 1.
 
     Args:
         mean: $\mu$, in units of the full range (0 .. 1, also for uint8): a number, or one for each channel.

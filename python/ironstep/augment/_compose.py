@@ -430,7 +430,7 @@ def cut(steps: list[Step], size: Shape, dtype: np.dtype[Any]) -> list[Segment]:
             dtype = np.dtype(np.float32)
         size = step.size
         name, columns, settings = step.stage
-        table = np.ascontiguousarray(columns, np.float64).reshape(len(step.applies), -1)
+        table = np.ascontiguousarray(columns, np.float64)
         segments[-1].stages.append((name, step.applies, table, [float(x) for x in settings]))
         segments[-1] = segments[-1]._replace(size=size, dtype=dtype)
     return segments

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..functional._arrays import POSITIVE, Array
 from ..functional._arrays import count as at_least
-from ..optim._hyper import Limit
 from ._arguments import (
     ATTEMPTS,
+    SHARE,
     Values,
     boxes,
     extent,
@@ -28,23 +28,21 @@ from ._base import Draw, Shape, Stage, Transform, rows
 
 __all__ = ["Cutout", "RandomErasing"]
 
-SHARE = Limit(0.0, 1.0, "from 0 to 1")
-
 
 class _Erase(Transform):
     """What both share: boxes, and what comes in their place."""
 
     value: Values | str
 
-    def _erase(self, params: dict[str, Array], shape: Shape, boxes: Array) -> Stage:
-        """Boxes (top, left, bottom, right), of shape (n, 4 k)."""
+    def _erase(self, params: dict[str, Array], shape: Shape, corners: Array) -> Stage:
+        """With k boxes (top, left, bottom, right), of shape (n, 4 k)."""
         n = samples(params)
         random = self.value == "random"
         value = 0.0 if isinstance(self.value, str) else self.value
-        table = np.zeros((n, 5 + boxes.shape[1]))
+        table = np.zeros((n, 5 + corners.shape[1]))
         if random:
             table[:, :5] = words(params, n)
-        table[:, 5:] = boxes
+        table[:, 5:] = corners
         return Stage("erase", table, [float(random), *per_channel("value", value, shape.c)])
 
     def _words(self, draw: Draw) -> dict[str, Array]:

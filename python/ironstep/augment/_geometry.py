@@ -20,6 +20,7 @@ from ._arguments import (
     ATTEMPTS,
     INTERPOLATIONS,
     PADDING_MODES,
+    SHARE,
     Values,
     between,
     both_ways,
@@ -50,8 +51,6 @@ __all__ = [
     "RandomVerticalFlip",
     "Resize",
 ]
-
-SHARE = Limit(0.0, 1.0, "from 0 to 1")
 
 AREA = Limit(5e-324, 1.0, "above 0 and at most 1")
 
@@ -301,8 +300,8 @@ class RandomRotation(_Warp):
     Names, defaults and the sign of the angle are torchvision's, which also has `expand` and has no `padding_mode`:
     outside of the picture is its `fill`. Ours is computed in fixed point with 32 bits below the pixel, torchvision's in
     float32 of the image's size; where a point lies half-way between two pixels the nearest one may differ, and bilinear
-    values differ by rounding. At the picture's edge bilinear values mix with `fill`, in torchvision too. (OpenCV's and
-    albumentations' angle has the same sign and their pixel centres are the same; kornia differs by `align_corners`.)
+    values differ by rounding. At the picture's edge bilinear values mix with `fill`, in torchvision too. OpenCV's angle
+    has the same sign; its centre counts from the middle of the first pixel, so it is ours less 1/2.
 
     `sample` gives `angle` in degrees, of shape (n,).
 

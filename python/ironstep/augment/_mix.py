@@ -39,7 +39,7 @@ class MixUp(_Mix):
       \tilde y_i = \lambda y_i + (1 - \lambda) y_{\pi(i)}, \qquad \lambda \sim \mathrm{Beta}(\alpha, \alpha)$$
 
     where $y$ are the labels as soft targets, of shape (n, classes): int labels become one-hot float32 first. A loss
-    takes them as they are (`ironstep.losses` and `functional.cross_entropy` have targets of probabilities). $\pi(i)$ is
+    takes them as they are (`ironstep.functional.cross_entropy` has targets of probabilities). $\pi(i)$ is
     the sample before, the first one's is the last; in "pair" mode it is the mirrored one, $n - 1 - i$. So a batch must
     be shuffled. A sample that is its own partner stays as it is.
 

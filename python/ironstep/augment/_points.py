@@ -79,7 +79,7 @@ class Points:
     def _inside(self, size: tuple[int, int]) -> NDArray[np.bool_]:
         x, y = self._at[..., 0], self._at[..., 1]
         with np.errstate(invalid="ignore"):
-            return (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])  # type: ignore[no-any-return]
+            return (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
 
     def _clip(self, size: tuple[int, int]) -> None:
         h, w = size

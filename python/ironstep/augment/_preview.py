@@ -63,7 +63,7 @@ def shown(picture: Array, chain: Transform | None) -> Array:
         picture = picture.astype(np.float32)
         for leaf in reversed(list(leaves(chain))) if chain is not None else []:
             if isinstance(leaf, Normalize):
-                picture = picture * np.float32(leaf.std) + np.float32(leaf.mean)
+                picture = picture * np.asarray(leaf.std, np.float32) + np.asarray(leaf.mean, np.float32)
         picture = np.clip(np.nan_to_num(picture), 0.0, 1.0)
     channels = picture.shape[-1]
     return picture if channels in (3, 4) else picture[..., 0]

@@ -99,7 +99,7 @@ class Augmented(Dataset[Any]):
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.seed = integer("seed", seed, 0, MAX_SEED)
         # In shared memory, so that workers that live for several epochs see it.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch comes next, from 0: to be called before each loop, or each epoch is like the first."""
