@@ -144,22 +144,20 @@ fn sums<P: Pixel>(source: &[P], place: impl Fn(isize) -> usize, weights: &[f32],
     };
     let mut k = 1;
     while k < weights.len() {
-        let left = weights.len() - k;
-        match left {
-            1 => add::<P, 1>([pair(k)], [weights[k]], made),
-            2 | 3 => add::<P, 2>([pair(k), pair(k + 1)], [weights[k], weights[k + 1]], made),
+        k += match weights.len() - k {
+            1 => add([pair(k)], [weights[k]], made),
+            2 | 3 => add([pair(k), pair(k + 1)], [weights[k], weights[k + 1]], made),
             _ => {
                 let pairs = [pair(k), pair(k + 1), pair(k + 2), pair(k + 3)];
-                add::<P, 4>(pairs, [weights[k], weights[k + 1], weights[k + 2], weights[k + 3]], made);
+                add(pairs, [weights[k], weights[k + 1], weights[k + 2], weights[k + 3]], made)
             }
-        }
-        k += if left < 4 { left.div_ceil(2) } else { 4 };
+        };
     }
 }
 
-/// Adds `N` pairs of rows, one after the other.
+/// Adds `N` pairs of rows, one after the other, and gives `N`.
 #[inline(always)]
-fn add<P: Pixel, const N: usize>(pairs: [[&[P]; 2]; N], weights: [f32; N], made: &mut [f32]) {
+fn add<P: Pixel, const N: usize>(pairs: [[&[P]; 2]; N], weights: [f32; N], made: &mut [f32]) -> usize {
     let n = made.len();
     let pairs = pairs.map(|[a, b]| [&a[..n], &b[..n]]);
     for i in 0..n {
@@ -169,6 +167,7 @@ fn add<P: Pixel, const N: usize>(pairs: [[&[P]; 2]; N], weights: [f32; N], made:
         }
         made[i] = sum;
     }
+    N
 }
 
 /// The sum of two. Of bytes as whole numbers, as that needs only one conversion.

@@ -148,7 +148,7 @@ impl Chain {
             if short || stage.applies.len() != n {
                 return Err(format!("{name} must have a row of numbers for each of {n} samples"));
             }
-            let op = Transform::new(name, stage.table, input.c).map_err(|error| format!("{name}: {error}"))?;
+            let op = Transform::new(name, stage.table, input.c)?;
             if stored == Stored::U8 && matches!(op, Transform::Normalize(_)) && stage.applies.contains(&false) {
                 return Err(format!("{name} changes the type of the images, so it must be applied to all samples"));
             }

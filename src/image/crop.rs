@@ -6,8 +6,8 @@ use crate::simd::Isa;
 /// How far a window's corner may lie from the picture's, and how large it may be.
 const LIMIT: f64 = (1u32 << 30) as f64;
 
-/// Cuts out a window: columns `top` and `left`, whole numbers that may lie outside, settings `h`, `w`, `border` and one `fill`
-/// for each channel (in the picture's own unit: 0 .. 255 of bytes).
+/// Cuts out a window: columns `top` and `left`, whole numbers that may lie outside, settings `h`, `w`, `border` and one
+/// `fill` for each channel (in the picture's own unit: 0 .. 255 of bytes).
 ///
 /// What lies outside of the picture is what `numpy.pad` puts there, as far as it may be.
 #[derive(Debug)]

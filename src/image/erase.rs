@@ -130,9 +130,12 @@ const MOST: usize = 4 * GROUP;
 fn random<P: Pixel>(key: [u32; 2], counter: [u32; 3], group: usize) -> [P; MOST] {
     let mut out = [P::default(); MOST];
     if P::BYTE {
-        let words = words(key, counter, group as u32);
-        for (out, byte) in out.iter_mut().zip(words.iter().flat_map(|word| word.to_le_bytes())) {
-            *out = P::narrow(f32::from(byte));
+        let mut bytes = [0; MOST];
+        for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words(key, counter, group as u32)) {
+            *bytes = word.to_le_bytes();
+        }
+        for i in 0..MOST {
+            out[i] = P::narrow(f32::from(bytes[i]));
         }
     } else {
         for (out, z) in out.iter_mut().zip(normals(key, counter, group as u32)) {
@@ -151,18 +154,15 @@ impl<P: Pixel> Kernel for Random<'_, P> {
         let (by_channel, _) = shape.strides();
         for y in top..bottom {
             let (mut i, end) = ((y * shape.w + left) * shape.c, (y * shape.w + right) * shape.c);
-            // In planes: of element `i`.
-            let (mut pixel, mut channel) = (y * shape.w + left, 0);
             while i < end {
                 let numbers = random::<P>(key, counter, i / length);
                 let skip = i % length;
                 let numbers = &numbers[skip..length.min(skip + end - i)];
                 if shape.planar {
-                    for &number in numbers {
-                        data[channel * by_channel + pixel] = number;
-                        channel += 1;
-                        if channel == shape.c {
-                            (pixel, channel) = (pixel + 1, 0);
+                    for first in 0..shape.c.min(numbers.len()) {
+                        let at = (i + first) % shape.c * by_channel + (i + first) / shape.c;
+                        for (out, &number) in data[at..].iter_mut().zip(numbers[first..].iter().step_by(shape.c)) {
+                            *out = number;
                         }
                     }
                 } else {

@@ -166,8 +166,8 @@ impl<P: Pixel> Kernel for Edit<'_, P> {
     }
 }
 
-/// Pixels of `c` elements in the opposite order. From both ends inwards: the left piece is set aside, the right one is reversed
-/// into its place, then the left one into the right one's.
+/// Pixels of `c` elements in the opposite order. From both ends inwards: the left piece is set aside, the right one is
+/// reversed into its place, then the left one into the right one's.
 #[inline(always)]
 fn reverse_in_place<P: Pixel>(mut rest: &mut [P], c: usize, aside: &mut [P; ASIDE]) {
     loop {
@@ -212,26 +212,20 @@ const BLOCK: usize = 16;
 
 #[inline(always)]
 fn reverse_of<E: Copy, const C: usize>(from: &[E], to: &mut [E]) {
-    let n = from.len().min(to.len());
-    // As many pixels as fit into a block. Of three channels one element of the block is left over: the first of what is read
-    // is not used, and the last of what is written is written again by the next block.
+    // As many pixels as fit into a block. Of three channels one element of the block is left over: the first of what is
+    // read is put last, where the next block writes over it.
     let used = BLOCK / C * C;
-    let mut done = 0;
-    while n - done >= BLOCK {
-        let (Ok(source), Ok(target)) = (
-            <&[E; BLOCK]>::try_from(&from[n - done - BLOCK..n - done]),
-            <&mut [E; BLOCK]>::try_from(&mut to[done..done + BLOCK]),
-        ) else {
-            return;
-        };
+    let n = from.len().min(to.len());
+    let (mut from, mut to) = (&from[..n], &mut to[..n]);
+    while let (Some(source), Some(target)) = (from.last_chunk::<BLOCK>(), to.first_chunk_mut::<BLOCK>()) {
         let mut block = *source;
-        for j in 0..used {
-            block[j] = source[BLOCK - C - j / C * C + j % C];
+        for j in 0..BLOCK {
+            block[j] = source[if j < used { BLOCK - C - j / C * C + j % C } else { j - used }];
         }
         *target = block;
-        done += used;
+        from = &from[..from.len() - used];
+        to = &mut std::mem::take(&mut to)[used..];
     }
-    let (from, to) = (&from[..n - done], &mut to[done..n]);
     for (from, to) in from.as_chunks::<C>().0.iter().rev().zip(to.as_chunks_mut::<C>().0) {
         *to = *from;
     }
@@ -285,8 +279,8 @@ fn quarter_of<E: Copy, const C: usize>(from: &[E], to: &mut [E], size: (usize, u
 /// Side of a tile: its rows and columns stay in the first cache.
 const TILE: usize = 16;
 
-/// Which pixels of the result (w, h) are which ones of the picture (h, w), tile by tile: `copy(start, n, first, step)` for `n` of
-/// them in a row from `start` on, which are `first`, `first + step`, ... (A step back is one that wraps.)
+/// Which pixels of the result (w, h) are which ones of the picture (h, w), tile by tile: `copy(start, n, first, step)`
+/// for `n` of them in a row from `start` on, which are `first`, `first + step`, ... (A step back is one that wraps.)
 #[inline(always)]
 fn tiles((h, w): (usize, usize), clockwise: bool, mut copy: impl FnMut(usize, usize, usize, usize)) {
     for top in (0..w).step_by(TILE) {

@@ -161,8 +161,8 @@ impl<P: Pixel, C: Channels> Kernel for AddToPlanes<'_, P, C> {
             }
             for channel in 0..c {
                 let mut z = [0.0; GROUP];
-                for j in 0..GROUP {
-                    z[j] = buffer[j * c + channel];
+                for (z, pixel) in z.iter_mut().zip(buffer.chunks_exact(c)) {
+                    *z = pixel[channel];
                 }
                 let start = channel * area + first;
                 add(&mut data[start..start + GROUP.min(area - first)], &z, sample, clip);

@@ -64,8 +64,8 @@ impl Normalize {
 /// A pixel's value where full is 1, to the last bit of `x / 255`.
 #[inline(always)]
 fn unit<P: Pixel>(x: P) -> f32 {
-    // 1 / 255 in two parts. A byte times the first, of 16 bits, is exact, and the sum rounds as the quotient does (of all
-    // bytes: see the tests); this costs a third of a division.
+    // 1 / 255 in two parts. A byte times the first, of 16 bits, is exact, and the sum rounds as the quotient does (of
+    // all bytes: see the tests); this costs a third of a division.
     const HIGH: f32 = f32::from_bits(0x3b80_8100);
     const LOW: f32 = (1.0 / 255.0 - HIGH as f64) as f32;
     let x = x.widen();
@@ -115,7 +115,7 @@ impl<P: Pixel> Kernel for Run<'_, P> {
     #[inline(always)]
     fn run(self) {
         let Run {
-            normalize: &Normalize { ref mean, ref std },
+            normalize: Normalize { mean, std },
             input: View { data, shape },
             out: ViewMut { data: out, shape: to },
         } = self;
@@ -280,42 +280,6 @@ mod tests {
         ] {
             let error = Normalize::new(settings, 2).unwrap_err();
             assert!(error.contains(message), "{error}");
-        }
-    }
-
-    #[test]
-    #[ignore = "timing"]
-    #[allow(clippy::print_stdout, reason = "timing")]
-    fn speed() {
-        for c in [3, 4, 1] {
-            let normalize = Normalize::new(&vec![0.4; 2 * c], c).unwrap();
-            for (from, to) in [(false, false), (false, true), (true, true), (true, false)] {
-                let shape = Shape { h: 224, w: 224, c, planar: from };
-                let bytes: Vec<u8> = (0..shape.len()).map(value).collect();
-                let mut floats: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
-                let mut out = vec![0.0; shape.len()];
-                let mut best = [f64::MAX; 3];
-                for _ in 0..200 {
-                    let out = &mut out[..];
-                    let time = |f: &mut dyn FnMut()| {
-                        let start = std::time::Instant::now();
-                        f();
-                        start.elapsed().as_secs_f64() * 1e9 / shape.len() as f64
-                    };
-                    let isa = Isa::detect();
-                    let to = Shape { planar: to, ..shape };
-                    let u = time(&mut || {
-                        normalize.run(View { data: &bytes, shape }, ViewMut { data: &mut *out, shape: to }, isa)
-                    });
-                    let f = time(&mut || {
-                        normalize.run(View { data: &floats, shape }, ViewMut { data: &mut *out, shape: to }, isa)
-                    });
-                    let e = time(&mut || normalize.edit(ViewMut { data: &mut floats, shape }, isa));
-                    floats.iter_mut().for_each(|x| *x = 0.5);
-                    best = [f64::min(best[0], u), f64::min(best[1], f), f64::min(best[2], e)];
-                }
-                println!("normalize {c} {from} -> {to}: {best:.3?} ns/element: u8, f32, in place");
-            }
         }
     }
 }

@@ -15,9 +15,6 @@
 use super::sample::{Op, Pixel, Shape, Table, View, ViewMut, Workspace};
 use crate::simd::{Isa, Kernel, dispatch};
 
-/// Elements that a loop takes at once.
-pub(super) const BLOCK: usize = 16;
-
 /// Sides up to this, so that every product of two fits.
 const MOST: f64 = (1u64 << 30) as f64;
 
@@ -214,17 +211,6 @@ impl Axis {
     }
 }
 
-/// `BLOCK` elements from `at` on, with zeros after the last.
-#[inline(always)]
-pub(super) fn load<P: Pixel>(data: &[P], at: usize) -> [P; BLOCK] {
-    let rest = &data[at..];
-    rest.first_chunk().copied().unwrap_or_else(|| {
-        let mut short = [P::default(); BLOCK];
-        short[..rest.len()].copy_from_slice(rest);
-        short
-    })
-}
-
 /// Four numbers in a register. An array would do, but loads that overlap are then taken apart by the compiler.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
@@ -322,7 +308,7 @@ struct Bilinear<'a, P> {
 
 /// The numbers that lie between the columns' turn and the result: how many of each kind.
 struct Lengths {
-    /// A row of the part's width, in whole blocks, and 4 more for what is loaded with the last pixel.
+    /// A row of the part's width, and 4 more for what is loaded with the last pixel.
     between: usize,
     /// A row of the result, and 4 more for what is stored with the last pixel.
     line: usize,
@@ -330,7 +316,7 @@ struct Lengths {
 
 impl Lengths {
     fn new(width: usize, w: usize, c: usize) -> Lengths {
-        Lengths { between: (width * c + 4).next_multiple_of(BLOCK), line: (w * c + 4).next_multiple_of(4) }
+        Lengths { between: (width * c + 4).next_multiple_of(4), line: (w * c + 4).next_multiple_of(4) }
     }
 
     /// All that is needed. Of one channel, 4 rows are made at once: they lie first apart, then side by side.
@@ -356,7 +342,7 @@ impl<P: Pixel> Kernel for Bilinear<'_, P> {
             if c > 1 {
                 let (between, line) = floats.split_at_mut(lengths.between);
                 for (y, out) in out.chunks_exact_mut(w * c).enumerate() {
-                    let finite = down(source, row, rows.sum(y), width * c, between);
+                    let finite = down(source, row, rows.sum(y), &mut between[..width * c]);
                     along_channels(finite, between, columns, c, line);
                     narrow(line, out);
                 }
@@ -367,7 +353,7 @@ impl<P: Pixel> Kernel for Bilinear<'_, P> {
             for (group, out) in out.chunks_mut(4 * w).enumerate() {
                 let mut all = true;
                 for (r, between) in apart.chunks_exact_mut(lengths.between).enumerate().take(out.len() / w) {
-                    all &= down(source, row, rows.sum(4 * group + r), width, between);
+                    all &= down(source, row, rows.sum(4 * group + r), &mut between[..width]);
                 }
                 interleave(apart, beside);
                 along_channels(all, beside, columns, 4, line);
@@ -377,29 +363,47 @@ impl<P: Pixel> Kernel for Bilinear<'_, P> {
     }
 }
 
-/// The sum of rows that begin `row` elements apart, and whether it is finite: `n` elements, and to a whole number of blocks
-/// what lies after the rows.
+/// The sum of rows that begin `row` elements apart, and whether it is finite.
+///
+/// Whole rows are added, up to four at a time, as that is what compilers make good loops of.
 #[inline(always)]
-fn down<P: Pixel>(source: &[P], row: usize, sum: (usize, &[f32]), n: usize, between: &mut [f32]) -> bool {
+fn down<P: Pixel>(source: &[P], row: usize, sum: (usize, &[f32]), made: &mut [f32]) -> bool {
     let (start, weights) = sum;
-    let source = &source[start * row..];
-    for (i, out) in between[..n.next_multiple_of(BLOCK)].as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-        let mut at = i * BLOCK;
-        let mut sum = load(source, at).map(Pixel::widen);
-        for l in 0..BLOCK {
-            sum[l] *= weights[0];
-        }
-        for &weight in &weights[1..] {
-            at += row;
-            let x = load(source, at);
-            for l in 0..BLOCK {
-                sum[l] += weight * x[l].widen();
+    let source = |t: usize| &source[(start + t) * row..];
+    let mut t = match *weights {
+        [a] => add::<P, 1, true>([source(0)], [a], made),
+        [a, b] => add::<P, 2, true>([source(0), source(1)], [a, b], made),
+        [a, b, c] => add::<P, 3, true>([source(0), source(1), source(2)], [a, b, c], made),
+        [a, b, c, d, ..] => add::<P, 4, true>([source(0), source(1), source(2), source(3)], [a, b, c, d], made),
+        [] => 0,
+    };
+    while t < weights.len() {
+        t += match weights[t..] {
+            [a, b, c, d, ..] => {
+                add::<P, 4, false>([source(t), source(t + 1), source(t + 2), source(t + 3)], [a, b, c, d], made)
             }
-        }
-        *out = sum;
+            [a, b, ..] => add::<P, 2, false>([source(t), source(t + 1)], [a, b], made),
+            _ => add::<P, 1, false>([source(t)], [weights[t]], made),
+        };
     }
     // Sums of bytes are.
-    P::BYTE || between[..n].iter().fold(true, |all, x| all & x.is_finite())
+    P::BYTE || made.iter().fold(true, |all, x| all & x.is_finite())
+}
+
+/// Adds `N` rows, one after the other, to nothing or to what is there, and gives `N`.
+#[inline(always)]
+fn add<P: Pixel, const N: usize, const FIRST: bool>(rows: [&[P]; N], weights: [f32; N], made: &mut [f32]) -> usize {
+    let n = made.len();
+    let rows = rows.map(|row| &row[..n]);
+    for i in 0..n {
+        let first = weights[0] * rows[0][i].widen();
+        let mut sum = if FIRST { first } else { made[i] + first };
+        for k in 1..N {
+            sum += weights[k] * rows[k][i].widen();
+        }
+        made[i] = sum;
+    }
+    N
 }
 
 #[inline(always)]

@@ -1,14 +1,14 @@
 //! Affine maps: rotation, scale, shear and translation in one.
 //!
-//! Pixel `(x, y)` of the result is what the picture has at `sx = a x + b y + c`, `sy = d x + e y + f`, in coordinates whose whole
-//! numbers are the centres of pixels. Positions are whole numbers of steps of 2^-32: each coefficient is rounded once (to nearest
-//! even), and everything after that is exact, so that a position depends on nothing but its map and its pixel, and whole
-//! shifts and quarter turns move pixels as they are.
+//! Pixel `(x, y)` of the result is what the picture has at `sx = a x + b y + c`, `sy = d x + e y + f`, in coordinates
+//! whose whole numbers are the centres of pixels. Positions are whole numbers of steps of 2^-32: each coefficient is
+//! rounded once (to nearest even), and everything after that is exact, so that a position depends on nothing but its
+//! map and its pixel, and whole shifts and quarter turns move pixels as they are.
 //!
 //! **Nearest**: the pixel at `floor(sx + 1/2)`, `floor(sy + 1/2)`.
 //!
-//! **Bilinear**: of the four pixels around the position, `p00` at `(x0, y0) = (floor(sx), floor(sy))`, `p01` right of it, `p10` below
-//! and `p11` below right, in `f32` and in this order:
+//! **Bilinear**: of the four pixels around the position, `p00` at `(x0, y0) = (floor(sx), floor(sy))`, `p01` right of
+//! it, `p10` below and `p11` below right, in `f32` and in this order:
 //!
 //! ```text
 //! fx = floor(2^24 (sx - x0)) / 2^24        fy = floor(2^24 (sy - y0)) / 2^24
@@ -18,8 +18,8 @@
 //! and a byte is then rounded to nearest even. A map whose six coefficients are whole is nearest: that is the same,
 //! but for infinity, NaN and the sign of zero, which it moves as they are.
 //!
-//! Outside of the picture lies what its border says; with a constant one each of the four that is outside is the fill, which is a
-//! pixel (rounded, of bytes).
+//! Outside of the picture lies what its border says; with a constant one each of the four that is outside is the fill,
+//! which is a pixel (rounded, of bytes).
 
 use crate::image::crop::paint;
 use crate::image::sample::{Border, Op, Pixel, Shape, Table, View, ViewMut, Workspace};
@@ -35,8 +35,8 @@ const LIMIT: i64 = 1 << 30;
 /// `a`, `b`, `c`, `d`, `e`, `f` in steps of 2^-32.
 type Map = [i64; 6];
 
-/// An affine map: columns `a`, `b`, `c`, `d`, `e`, `f`, settings `interpolation` (0 nearest, 1 bilinear), `border` and one `fill`
-/// for each channel (in the picture's own unit: 0 .. 255 of bytes).
+/// An affine map: columns `a`, `b`, `c`, `d`, `e`, `f`, settings `interpolation` (0 nearest, 1 bilinear), `border` and
+/// one `fill` for each channel (in the picture's own unit: 0 .. 255 of bytes).
 #[derive(Debug)]
 pub struct Warp {
     maps: Vec<Map>,
@@ -232,37 +232,21 @@ fn nearest<E: Copy, const C: usize>(from: &[E], to: &mut [E], (map, at): (Map, (
 /// [`Border::index`], but without a division where that is not far outside.
 #[inline(always)]
 fn index(border: Border, i: i64, n: usize) -> Option<usize> {
-    let last = n as i64 - 1;
-    let before = i < 0;
-    if !before && i <= last {
+    let (last, size) = (n as i64 - 1, n as i64);
+    if (0..size).contains(&i) {
         return Some(i as usize);
     }
-    let near = match border {
-        Border::Constant => return None,
-        Border::Edge => i.clamp(0, last),
-        Border::Reflect => {
-            if before {
-                -i
-            } else {
-                2 * last - i
-            }
-        }
-        Border::Symmetric => {
-            if before {
-                -1 - i
-            } else {
-                2 * last + 1 - i
-            }
-        }
-        Border::Wrap => {
-            if before {
-                i + n as i64
-            } else {
-                i - n as i64
-            }
-        }
+    let near = match (border, i < 0) {
+        (Border::Constant, _) => return None,
+        (Border::Edge, _) => i.clamp(0, last),
+        (Border::Reflect, true) => -i,
+        (Border::Reflect, false) => 2 * last - i,
+        (Border::Symmetric, true) => -1 - i,
+        (Border::Symmetric, false) => 2 * last + 1 - i,
+        (Border::Wrap, true) => i + size,
+        (Border::Wrap, false) => i - size,
     };
-    if (0..=last).contains(&near) { Some(near as usize) } else { border.index(i, n) }
+    if (0..size).contains(&near) { Some(near as usize) } else { border.index(i, n) }
 }
 
 /// The nearest pixels, some of which may be outside.
@@ -319,12 +303,11 @@ impl<P: Pixel, F: Fn(usize) -> P> Kernel for Bilinear<'_, P, F> {
         if self.input.shape.is_empty() {
             return;
         }
-        // Four channels are computed together; of three, the fourth is what comes next in memory, and is overwritten.
+        // Four channels are computed together; where there are fewer, the others are what comes next in memory, and are
+        // overwritten.
         match self.input.shape.planes().1 {
             1 => self.rows::<1, 1>(),
-            2 => self.rows::<2, 2>(),
             3 => self.rows::<3, 4>(),
-            4 => self.rows::<4, 4>(),
             _ => self.rows::<0, 4>(),
         }
     }
@@ -389,8 +372,8 @@ const FILL: usize = usize::MAX;
 /// Elements that are interpolated together.
 const LANES: usize = 16;
 
-/// Some pixels in a row, `L` channels of them. First all positions, then all that is read,
-/// then the arithmetic: each of these is a plain loop.
+/// Some pixels in a row, `L` channels of them. First all positions, then all that is read, then the arithmetic: each of
+/// these is a plain loop.
 struct Strip<P, const L: usize> {
     /// Which pixel is `p00`.
     pixels: [u64; STRIP],
@@ -471,7 +454,7 @@ impl<P: Pixel, const L: usize> Strip<P, L> {
         let last = self.last;
         // The last element of all is the last one of the last pixel's `p11`.
         if last < data.len() / c && last * c + k + row + c + L <= data.len() {
-            if L == 1 {
+            if L == 1 && c == 1 {
                 // Two of the four side by side are one copy.
                 let mut pairs = [[[P::default(); 2]; STRIP]; 2];
                 for i in 0..n {
@@ -530,10 +513,11 @@ impl<P: Pixel, const L: usize> Strip<P, L> {
             to[..n * L].copy_from_slice(&self.values.as_flattened()[..n * L]);
             return;
         }
-        // A last group of fewer channels must leave the first ones of the next pixel as they are, but if it is the only one.
+        // A last group of fewer channels must leave the first ones of the next pixel as they are, unless it is the only
+        // one: then these are yet to come.
         if (k == 0 || k + L <= c) && (n - 1) * c + k + L <= to.len() {
             for i in 0..n {
-                // SAFETY: none of these is further than that of the last pixel, which was looked at.
+                // SAFETY: `L` elements, none of them further than those of the last pixel, which was looked at.
                 unsafe { *to.as_mut_ptr().add(i * c + k).cast() = self.values[i] };
             }
             return;

@@ -278,7 +278,7 @@ fn counters(epoch: u64, indices: &PyReadonlyArray1<'_, i64>, transform: u32) -> 
     indices.as_array().iter().map(counter).collect()
 }
 
-fn rows<'py>(py: Python<'py>, n: usize, width: usize, values: Vec<f64>) -> PyResult<Bound<'py, PyArray2<f64>>> {
+fn rows(py: Python<'_>, n: usize, width: usize, values: Vec<f64>) -> PyResult<Bound<'_, PyArray2<f64>>> {
     PyArray1::from_vec(py, values).reshape([n, width])
 }
 

@@ -94,7 +94,7 @@ class Result:
             if not isinstance(out, np.ndarray):
                 raise TypeError(f"{name} must be a NumPy array, got {type(out).__name__}")
             unmasked(out, name)
-            if out.shape != logical or out.dtype != dtype:
+            if out.shape != logical or out.dtype.newbyteorder("=") != dtype.newbyteorder("="):
                 raise ValueError(
                     f"{name} must be {dtype.name} of shape {logical}, got {out.dtype.name} of shape {out.shape}"
                 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from .. import _core
 from ..data import MAX_SEED, BatchKey
 from ..functional._arrays import PROBABILITY, Array, integer, number
-from ..optim._hyper import Limit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +55,7 @@ class Mix(NamedTuple):
 
 
 class Draw:
-    """The random numbers of one transform: a function of seed, number of the sample, epoch and place of the transform."""
+    """The numbers of one transform: a function of seed, number of the sample, epoch and place of the transform."""
 
     def __init__(self, key: BatchKey, transform: int) -> None:
         assert key.seed is not None
@@ -99,7 +97,7 @@ def libm(name: str, x: Any) -> NDArray[np.float64]:
 
 
 def rows(params: Any, name: str, n: int, width: int = 1, integer: bool = False) -> Array:
-    """A parameter with a row for each of n samples, checked: float64 (`integer`: int64), of shape (n,) or (n, width)."""
+    """A parameter with a row for each of n samples, checked: float64 (or int64), of shape (n,) or (n, width)."""
     if not isinstance(params, dict):
         raise TypeError(f"params must be a dict of arrays, as sample() gives it, got {type(params).__name__}")
     if name not in params:
@@ -115,22 +113,6 @@ def rows(params: Any, name: str, n: int, width: int = 1, integer: bool = False) 
     if not integer and not np.isfinite(values).all():
         raise ValueError(f"params[{name!r}] must be finite, got {values[~np.isfinite(values)][0]}")
     return values
-
-
-def interval(name: str, value: Any, limit: Limit, center: float | None = None) -> tuple[float, float]:
-    """A (low, high) pair within the limit; one number x stands for (center - x, center + x), or for (x, x)."""
-    if isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim):
-        if isinstance(value, str) or len(value) != 2:
-            raise ValueError(f"{name} must be a number or a pair (low, high), got {value!r}")
-        low, high = (number(f"{name}[{i}]", x, limit) for i, x in enumerate(value))
-        if low > high:
-            raise ValueError(f"{name} must be a pair (low, high) with low <= high, got {value!r}")
-        return low, high
-    if center is None:
-        x = number(name, value, limit)
-        return x, x
-    x = number(name, value, Limit(0.0, math.inf, "finite and at least 0", closed=False))
-    return center - x, center + x
 
 
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
@@ -174,11 +156,14 @@ class Transform:
     p: float = 1.0
     """The probability that a sample is changed."""
 
-    _unit: ClassVar[bool] = False
+    _unit: bool = False
     """Whether images of floats must lie in 0..1."""
 
-    _leaves_unit: ClassVar[bool] = False
-    """Whether images are floats afterwards, and of any value."""
+    _leaves_unit: bool = False
+    """Whether images of floats may lie elsewhere afterwards."""
+
+    _makes_floats: ClassVar[bool] = False
+    """Whether images of uint8 are float32 afterwards."""
 
     def __init__(self, *, p: float = 1.0) -> None:
         self.p = number("p", p, PROBABILITY)

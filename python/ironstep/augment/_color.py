@@ -235,7 +235,7 @@ class GaussianNoise(Transform):
         self.sigma = spread("sigma", sigma, NOT_NEGATIVE_SINGLE)
         self.clip = flag("clip", clip)
         # Clipping would destroy others.
-        self._unit = self.clip  # type: ignore[misc]
+        self._unit, self._leaves_unit = self.clip, not self.clip
 
     def _draw(self, draw: Draw, shape: Shape) -> dict[str, Array]:
         return {"sigma": between(draw.uniform(1)[:, 0], *ends(self.sigma)), "words": draw.words()}
@@ -341,7 +341,7 @@ class Normalize(Transform):
         LeCun et al., Efficient backprop, in Neural networks: tricks of the trade, 1998, section 4.3.
     """
 
-    _leaves_unit = True
+    _leaves_unit = _makes_floats = True
 
     def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         super().__init__()

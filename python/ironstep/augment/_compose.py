@@ -382,38 +382,41 @@ def unmixed(n: int) -> Mix:
 
 def refuse_values(steps: list[Step], images: Images, kind: str) -> None:
     """An error for values that are not those of pixels, where a transform relies on it."""
-    floats, left = kind != "uint8", ""
-    needs = ""
+    floats, needs = kind != "uint8", ""
+    left = ""
+    """What may have put floats outside of 0..1."""
     for step in steps:
         name = type(step.of).__name__
-        if not floats:
-            for argument in ("fill", "value"):
-                for value in np.atleast_1d(getattr(step.of, argument, 0)).tolist():
-                    if not isinstance(value, str) and not 0 <= value <= 255:
-                        raise ValueError(
-                            f"{argument} of {name} must be from 0 to 255 for images of uint8, got {value!r}"
-                        )
-        elif step.of._unit and left:
-            raise ValueError(f"{name} must come before {left}, because it needs images in 0..1")
-        elif step.of._unit:
+        if step.of._unit and floats:
+            if left:
+                raise ValueError(f"{name} must come before {left}, because it needs images in 0..1")
             needs = needs or name
-        if step.of._leaves_unit:
-            if not floats and not step.applies.all():
+        for argument in ("fill", "value"):
+            for value in np.atleast_1d(getattr(step.of, argument, 0)).tolist():
+                if floats and (value == "random" or not 0 <= value <= 1):
+                    left = f"{name} with {argument}={value!r}"
+                elif not floats and value != "random" and not 0 <= value <= 255:
+                    raise ValueError(f"{argument} of {name} must be from 0 to 255 for images of uint8, got {value!r}")
+        if step.of._makes_floats and not floats:
+            if not step.applies.all():
                 raise ValueError(
                     f"{name} must be applied to all samples, because it makes float32 of uint8; some were left out by "
                     "OneOf, by p, or by their params"
                 )
-            floats, left = True, name
-    if needs and kind != "uint8":
-        index = _core.outside_unit(flat(images.dense), kind)
-        if index is not None:
-            value = images.dense.reshape(-1)[index]
-            if kind == "bfloat16":
-                value = "another one"
-            raise ValueError(
-                f"images must be in 0..1 for {needs} where they are floats, got {value} in image "
-                f"{index // max(images.dense[0].size, 1)}; divide by 255, or keep them uint8"
-            )
+            floats = True
+        if step.of._leaves_unit:
+            left = name
+    if not needs:
+        return
+    index = _core.outside_unit(flat(images.dense), kind)
+    if index is not None:
+        value = images.dense.reshape(-1)[index : index + 1]
+        if kind == "bfloat16":  # which NumPy may not know
+            value = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        raise ValueError(
+            f"images must be in 0..1 for {needs} where they are floats, got {value[0]} in image "
+            f"{index // images.dense[0].size}; divide by 255, or keep them uint8"
+        )
 
 
 def cut(steps: list[Step], size: Shape, dtype: np.dtype[Any]) -> list[Segment]:
@@ -426,7 +429,7 @@ def cut(steps: list[Step], size: Shape, dtype: np.dtype[Any]) -> list[Segment]:
         assert step.stage is not None
         if segments[-1].mixes:
             segments.append(Segment([], [], size, dtype))
-        if step.of._leaves_unit and dtype == np.uint8:
+        if step.of._makes_floats and dtype == np.uint8:
             dtype = np.dtype(np.float32)
         size = step.size
         name, columns, settings = step.stage

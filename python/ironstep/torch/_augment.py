@@ -19,7 +19,7 @@ from ..functional._arrays import integer
 def on_arrays(apply: Callable[..., Any], arrays: tuple[Any, ...], out: Any) -> Any:
     """Calls a function of arrays with tensors: they go in without a copy, and tensors come out."""
     given = [_array(x, f"arrays[{i}]" if i else "images") for i, x in enumerate(arrays)]
-    results = apply(*given, out=None if out is None else _array(out, "out"))
+    results = apply(*given, out=None if out is None else _array(out, "out", written=True))
     one = not isinstance(results, tuple)
     back: list[Any] = []
     for i, result in enumerate((results,) if one else results):
@@ -31,7 +31,7 @@ def on_arrays(apply: Callable[..., Any], arrays: tuple[Any, ...], out: Any) -> A
     return back[0] if one else tuple(back)
 
 
-def _array(x: Any, name: str) -> Any:
+def _array(x: Any, name: str, written: bool = False) -> Any:
     """A NumPy array over the memory of a tensor; anything else as it is."""
     if isinstance(x, (list, tuple)):
         return [_array(item, f"{name}[{i}]") for i, item in enumerate(x)]
@@ -44,7 +44,7 @@ def _array(x: Any, name: str) -> Any:
     if x.requires_grad:
         raise TypeError(f"{name} must not require a gradient: augmentation has no backward pass; use .detach()")
     if x.dtype == torch.bfloat16:
-        return _core.tensor_view(x, name, written=False)
+        return _core.tensor_view(x, name, written=written)
     return x.resolve_neg().numpy()
 
 
