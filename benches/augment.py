@@ -1255,7 +1255,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         for row in rows:
             if row["work"] == name:
                 for k, v in row["ns"].items():
-                    if not in_place(k):
+                    if not in_place(k) and k not in ("ironstep out=", "ironstep NCHW"):
                         of = best.setdefault(family(k), {})
                         of[row["threads"]] = min(v[1], of.get(row["threads"], math.inf))
         order = sorted(best, key=lambda k: best[k].get(counts[0], math.inf))

@@ -326,7 +326,7 @@ def test_boxes_are_distributed_as_torchvisions(name: str) -> None:
     got = ours.sample(3, (N, *SIDE, 3))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        many = [theirs.make_params([Image(torch.zeros(3, *SIDE))]) for _ in range(N // 2)]
+        many = [theirs.make_params([Image(torch.zeros(3, *SIDE))]) for _ in range(N // 3)]
     want = {
         k: np.array([m[theirs_k] for m in many])
         for k, theirs_k in zip(("top", "left", "height", "width"), names, strict=True)
@@ -357,7 +357,7 @@ def test_cutmix_is_distributed_as_torchvisions() -> None:
     got = CutMix(mode="sample").sample(5, (N, *SIDE, 3))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        many = [v2.CutMix(num_classes=2).make_params([Image(torch.zeros(3, *SIDE))]) for _ in range(N // 2)]
+        many = [v2.CutMix(num_classes=2).make_params([Image(torch.zeros(3, *SIDE))]) for _ in range(N // 3)]
     want = np.array([m["box"] for m in many])[:, [1, 0, 3, 2]]
     for k in range(4):
         assert scipy.stats.ks_2samp(got["box"][:, k], want[:, k]).pvalue > RARE

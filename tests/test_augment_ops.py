@@ -60,18 +60,23 @@ def _as_it_was() -> Any:
 @each_case
 @each_dtype
 def test_equals_the_specification(case: Case, dtype: np.dtype[Any]) -> None:
-    for (h, w), c in itertools.product(SIZES, CHANNELS):
+    turns = itertools.count(DTYPES.index(dtype))
+    # Halves are widened and then go the way of float32.
+    for (h, w), c in itertools.product(SIZES if dtype in (U8, F32) else SIZES[::3], CHANNELS):
         size = Size(h, w, c)
         if not case.fits(size):
             continue
         params, want = expected(case.name, N, size, dtype)
-        for layout in LAYOUTS if c == 1 else LAYOUTS[:2]:
+        layouts = LAYOUTS if c == 1 else LAYOUTS[:2]
+        # Each layout on one instruction set, and each instruction set with one layout, by turns.
+        turn = next(turns)
+        for k in range(max(len(layouts), len(ISAS))):
+            layout, isa = layouts[k % len(layouts)], ISAS[(k + turn) % len(ISAS)]
+            _core.use_instruction_set(isa)
             x = laid_out(pictures(N, *size, dtype), layout)
             x.flags.writeable = False
-            for isa in ISAS:
-                _core.use_instruction_set(isa)
-                got = apply(case.make(c, dtype), params, x, layout)
-                assert_same_bits(restored(got, layout), want, f"{size}, {layout}, {isa}")
+            got = apply(case.make(c, dtype), params, x, layout)
+            assert_same_bits(restored(got, layout), want, f"{size}, {layout}, {isa}")
 
 
 @each_case
@@ -82,10 +87,11 @@ def test_same_bits_on_every_thread_count_and_for_every_split(case: Case, dtype: 
     x = pictures(n, *size, dtype)
     t = case.make(3, dtype)
     whole = apply(t, params, x)
-    for isa, threads in itertools.product(ISAS, (1, 2, 3)):
+    for isa in ISAS:
         _core.use_instruction_set(isa)
-        ironstep.set_num_threads(threads)
-        assert_same_bits(apply(t, params, x), whole, f"{isa}, {threads} threads")
+        for threads in (1, 2, 3) if isa == ISAS[-1] else (2,):
+            ironstep.set_num_threads(threads)
+            assert_same_bits(apply(t, params, x), whole, f"{isa}, {threads} threads")
     pieces = [apply(t, {k: v[i : i + 5] for k, v in params.items()}, x[i : i + 5]) for i in range(0, n, 5)]
     assert_same_bits(np.concatenate(pieces), whole, "in pieces")
     # Samples in another order.
@@ -100,22 +106,23 @@ def test_any_layout_in_memory_and_any_place_for_the_result(case: Case, dtype: np
     content = pictures(N, *size, dtype)
     t = case.make(3, dtype)
     for i, memory in enumerate(MEMORIES):
-        for layout in LAYOUTS[:2]:
+        layout = LAYOUTS[(i + DTYPES.index(dtype)) % 2]
+        x = place(memory, laid_out(content, layout))
+        x.array.flags.writeable = False
+        # Into another array, of another kind.
+        wanted = laid_out(want, layout)
+        out = place(MEMORIES[(5 * i + 1) % len(MEMORIES)], np.zeros_like(wanted))
+        got = apply(t, params, x.array, layout, out=out.array)
+        assert got is out.array
+        out.assert_only(wanted, f"{memory.name} into {out.layout.name}, {layout}")
+        x.assert_untouched(memory.name)
+        # In place, or else into a new one.
+        if want.shape == content.shape and want.dtype == dtype:
             x = place(memory, laid_out(content, layout))
-            x.array.flags.writeable = False
-            assert_same_bits(restored(apply(t, params, x.array, layout), layout), want, f"{memory.name}, {layout}")
-            x.assert_untouched(memory.name)
-            # Into another array, of another kind.
-            wanted = laid_out(want, layout)
-            out = place(MEMORIES[(5 * i + 1) % len(MEMORIES)], np.zeros_like(wanted))
-            got = apply(t, params, x.array, layout, out=out.array)
-            assert got is out.array
-            out.assert_only(wanted, f"{memory.name} into {out.layout.name}, {layout}")
-            # In place.
-            if want.shape == content.shape and want.dtype == dtype:
-                x = place(memory, laid_out(content, layout))
-                assert apply(t, params, x.array, layout, out=x.array) is x.array
-                x.assert_only(wanted, f"{memory.name} in place, {layout}")
+            assert apply(t, params, x.array, layout, out=x.array) is x.array
+            x.assert_only(wanted, f"{memory.name} in place, {layout}")
+        else:
+            assert_same_bits(apply(t, params, x.array, layout), wanted, f"{memory.name}, {layout}")
 
 
 @each_case

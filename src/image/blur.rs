@@ -1,13 +1,13 @@
 //! Gaussian blur.
 //!
-//! Along each axis a pixel becomes the sum of its neighbours `k` = -r .. r away, `r` the half of the kernel's size, with
-//! weights `exp(-(k / sigma)^2 / 2)` divided by their sum: computed in `f64` with the same bits everywhere, rounded to `f32`.
-//! (This is what torchvision does.) Outside, the picture is mirrored at the middle of its last pixels
-//! ([`Border::Reflect`](super::Border)).
+//! Along each axis a pixel becomes the sum of its neighbours `k` = -r .. r away, `r` the half of the kernel's size,
+//! with weights `exp(-(k / sigma)^2 / 2)` divided by their sum: computed in `f64` with the same bits everywhere,
+//! rounded to `f32`. (This is what torchvision does.) Outside, the picture is mirrored at the middle of its last
+//! pixels ([`Border::Reflect`](super::Border)).
 //!
 //! Sums are `f32`, first down the columns, then along the rows: `w[0] x[0]`, then for k = 1, 2, ... r plus
-//! `w[k] (x[-k] + x[k])`, each operation rounded. So a mirrored picture has the mirrored blur, to the bit. A weight that is 0 in
-//! `f32` is not in the sum.
+//! `w[k] (x[-k] + x[k])`, each operation rounded. So a mirrored picture has the mirrored blur, to the bit. A weight
+//! that is 0 in `f32` is not in the sum.
 
 use super::resize::whole;
 use super::sample::{Border, Op, Pixel, Shape, Table, View, ViewMut, Workspace};
@@ -36,7 +36,7 @@ impl Op for Blur {
         }
         let half = |name: &str, x: f64| match whole(x, 1.0) {
             Some(size) if size % 2 == 1 => Ok(size / 2),
-            _ => Err(format!("blur's {name} must be an odd whole number from 1 to 2^30, got {x}")),
+            _ => Err(format!("blur's {name} must be an odd whole number from 1 to 2^24, got {x}")),
         };
         let half = [half("kernel_h", height)?, half("kernel_w", width)?];
         let sigma = |i: usize| {
@@ -55,7 +55,8 @@ impl Op for Blur {
         for (name, side, half, n) in sides {
             if half >= n && !input.is_empty() {
                 return Err(format!(
-                    "blur's {name} must be at most 2 {side} - 1 = {}, as the picture is mirrored once at its borders, got {}",
+                    "blur's {name} must be at most 2 {side} - 1 = {}, as the picture is mirrored once at its borders, \
+                     got {}",
                     2 * n - 1,
                     2 * half + 1
                 ));

@@ -1,14 +1,15 @@
 //! Random numbers of augmentation: a function of seed, sample, epoch and transform, and of nothing else.
 //!
-//! Each (sample, epoch, transform) has 2^32 blocks of Philox4x32-10 of its own: the first word of the counter counts them, and
-//! the other three name the triple ([`counter`]). The blocks of the lower half give the parameters ([`uniforms`], [`beta`]), those
-//! of the upper half the numbers of which each element of a picture has one ([`normals`], [`words`]). The batch that a sample is in,
-//! the order, the threads and the instruction set cannot change them.
+//! Each (sample, epoch, transform) has 2^32 blocks of Philox4x32-10 of its own: the first word of the counter counts
+//! them, and the other three name the triple ([`counter`]). The blocks of the lower half give the parameters
+//! ([`uniforms`], [`beta`]), those of the upper half the numbers of which each element of a picture has one
+//! ([`normals`], [`words`]). The batch that a sample is in, the order, the threads and the instruction set cannot
+//! change them.
 
 use crate::philox::{GROUP, LANES, ROUNDS, block};
 
-/// The counter that the key is made with, "ironstep augment" in bytes: no other part of the crate has this key, so that the same seed
-/// may be used for all of them.
+/// The counter that the key is made with, "ironstep augment" in bytes: no other part of the crate has this key, so that
+/// the same seed may be used for all of them.
 const TAG: [u32; 4] = [0x6e6f_7269, 0x7065_7473, 0x6775_6120, 0x746e_656d];
 
 /// The blocks of single elements have this bit, those of parameters have not.
@@ -23,8 +24,8 @@ pub fn key(seed: u64) -> [u32; 2] {
     [k0, k1]
 }
 
-/// The last three words of the counter for the sample with this index in the data set (below 2^48), in this epoch, for this
-/// transform of the chain.
+/// The last three words of the counter for the sample with this index in the data set (below 2^48), in this epoch, for
+/// this transform of the chain.
 pub fn counter(index: u64, epoch: u32, transform: u16) -> [u32; 3] {
     debug_assert!(index < 1 << 48);
     [index as u32, (index >> 32) as u32 | u32::from(transform) << 16, epoch]
@@ -56,8 +57,8 @@ fn pair(key: [u32; 2], counter: [u32; 3], number: u32) -> [f64; 2] {
     [unit(w0, w1), unit(w2, w3)]
 }
 
-/// Numbers `first ..` of the parameters, uniform in [0, 1), with 53 bits. Number `j` is made of the words `2 (j % 2)` and the next
-/// one of block `j / 2`: `((w0 >> 5) 2^26 + (w1 >> 6)) 2^-53`.
+/// Numbers `first ..` of the parameters, uniform in [0, 1), with 53 bits. Number `j` is made of the words `2 (j % 2)`
+/// and the next one of block `j / 2`: `((w0 >> 5) 2^26 + (w1 >> 6)) 2^-53`.
 pub fn uniforms(key: [u32; 2], counter: [u32; 3], first: u32, out: &mut [f64]) {
     let mut both = (u64::MAX, [0.0; 2]);
     for (j, out) in (u64::from(first)..).zip(out) {
@@ -78,8 +79,8 @@ const GAMMA_BLOCKS: u32 = 2 * ATTEMPTS;
 /// A number in [0, 1] of the beta distribution with these two shapes, which must be above 0, from the blocks
 /// `first_block .. first_block + BETA_BLOCKS`.
 ///
-/// `x / (x + y)` of two gamma numbers `x` and `y`. It is taken of their logarithms: for shapes far below 1 both numbers are often too
-/// small for an `f64`, and their ratio is not.
+/// `x / (x + y)` of two gamma numbers `x` and `y`. It is taken of their logarithms: for shapes far below 1 both numbers
+/// are often too small for an `f64`, and their ratio is not.
 pub fn beta(key: [u32; 2], counter: [u32; 3], first_block: u32, a: f64, b: f64) -> f64 {
     let x = ln_gamma_number(key, counter, first_block, a);
     let y = ln_gamma_number(key, counter, first_block.wrapping_add(GAMMA_BLOCKS), b);
@@ -88,10 +89,10 @@ pub fn beta(key: [u32; 2], counter: [u32; 3], first_block: u32, a: f64, b: f64) 
 
 /// The logarithm of a number of the gamma distribution with this shape.
 ///
-/// Marsaglia and Tsang, A simple method for generating gamma variables, 2000: `d v` with `v = (1 + c z)^3`, `d = a - 1/3` and
-/// `c = 1 / sqrt(9 d)`, is accepted if `ln u < z^2 / 2 + d (1 - v + ln v)`. For shapes below 1 it is the number for `a + 1`
-/// times `u^(1 / a)`. Attempt `k` takes `z` from block `2 k` (Box and Muller) and `u` from block `2 k + 1`; the second number of
-/// block 1 is the last `u`.
+/// Marsaglia and Tsang, A simple method for generating gamma variables, 2000: `d v` with `v = (1 + c z)^3`, `d = a -
+/// 1/3` and `c = 1 / sqrt(9 d)`, is accepted if `ln u < z^2 / 2 + d (1 - v + ln v)`. For shapes below 1 it is the
+/// number for `a + 1` times `u^(1 / a)`. Attempt `k` takes `z` from block `2 k` (Box and Muller) and `u` from block `2
+/// k + 1`; the second number of block 1 is the last `u`.
 fn ln_gamma_number(key: [u32; 2], counter: [u32; 3], first_block: u32, a: f64) -> f64 {
     // 1 minus a number in [0, 1) is not 0.
     let pair = |k: u32| pair(key, counter, first_block.wrapping_add(k)).map(|u| 1.0 - u);
@@ -130,8 +131,8 @@ pub fn words(key: [u32; 2], counter: [u32; 3], group: u32) -> [u32; GROUP] {
 
 /// Standard normal numbers of the elements `64 group .. 64 group + 64`.
 ///
-/// Box and Muller 1958: of two words `r = sqrt(-2 ln u)` and an angle give `r cos` and `r sin`. Words 0 and 1 of the group's 16
-/// blocks make its elements 0 .. 16 and 16 .. 32, words 2 and 3 the other two runs. See [`box_muller`].
+/// Box and Muller 1958: of two words `r = sqrt(-2 ln u)` and an angle give `r cos` and `r sin`. Words 0 and 1 of the
+/// group's 16 blocks make its elements 0 .. 16 and 16 .. 32, words 2 and 3 the other two runs. See `box_muller`.
 #[inline(always)]
 pub fn normals(key: [u32; 2], counter: [u32; 3], group: u32) -> [f32; GROUP] {
     let words = words(key, counter, group);
@@ -152,9 +153,9 @@ const HALF: usize = GROUP / 2;
 
 /// Two normal numbers of two words each, to 4e-7 of the radius; for small radii to 1e-7 / radius, since `u` is rounded.
 ///
-/// The first word without its last bit, a half, and 2^-31 make `u` in (0, 1]. Of the second word the lower 30 bits are an angle
-/// in [-45, 45) degrees; bit 30 exchanges cosine and sine, which turns the quarter circle to the one next to it, and bit 31
-/// changes both signs, which gives the other two.
+/// The first word without its last bit, a half, and 2^-31 make `u` in (0, 1]. Of the second word the lower 30 bits are
+/// an angle in [-45, 45) degrees; bit 30 exchanges cosine and sine, which turns the quarter circle to the one next to
+/// it, and bit 31 changes both signs, which gives the other two.
 ///
 /// Many at once, in three loops: in one, the constants would not fit into the registers.
 #[inline(always)]
@@ -180,8 +181,8 @@ fn box_muller<const N: usize>(a: &[u32; N], b: &[u32; N]) -> [[f32; N]; 2] {
     [first, second]
 }
 
-/// The natural logarithm of a normal number above 0: `k ln 2` and `f` times a polynomial in `f`, for `2^k (1 + f)` with `1 + f`
-/// between the roots of 1/2 and of 2. The polynomial (Chebyshev interpolation) is right to 3e-8.
+/// The natural logarithm of a normal number above 0: `k ln 2` and `f` times a polynomial in `f`, for `2^k (1 + f)` with
+/// `1 + f` between the roots of 1/2 and of 2. The polynomial (Chebyshev interpolation) is right to 3e-8.
 #[inline(always)]
 fn ln(x: f32) -> f32 {
     const COEFFICIENTS: [f32; 9] = [
@@ -205,7 +206,8 @@ fn ln(x: f32) -> f32 {
     k as f32 * std::f32::consts::LN_2 + f * sum
 }
 
-/// Cosine and sine of an angle of at most 45 degrees, in radians, to 1e-7: polynomials in its square (Chebyshev interpolation).
+/// Cosine and sine of an angle of at most 45 degrees, in radians, to 1e-7: polynomials in its square (Chebyshev
+/// interpolation).
 #[inline(always)]
 fn cos_sin(x: f32) -> [f32; 2] {
     let s = x * x;
@@ -236,7 +238,8 @@ mod tests {
         dispatch(Isa::detect(), Groups(key(1), counter(5, 2, 3), 0..n / GROUP as u32))
     }
 
-    /// The largest distance of the empirical distribution from `cdf`, times the root of n: above 1.95 once in 1000 times.
+    /// The largest distance of the empirical distribution from `cdf`, times the root of n: above 1.95 once in 1000
+    /// times.
     fn kolmogorov_smirnov(mut x: Vec<f64>, cdf: impl Fn(f64) -> f64) -> f64 {
         x.sort_unstable_by(f64::total_cmp);
         let n = x.len() as f64;
@@ -270,7 +273,8 @@ mod tests {
                 assert_eq!(word, block([count, counter[0], counter[1], counter[2]], key, 10)[i as usize / 16]);
             }
         }
-        // What the generator gives does not change from version to version. (The test of the block itself is in `philox`.)
+        // What the generator gives does not change from version to version. (The test of the block itself is in
+        // `philox`.)
         let mut out = [0.0; 3];
         uniforms(super::key(0), super::counter(0, 0, 0), 0, &mut out);
         assert_eq!(super::key(0), KNOWN_KEY);

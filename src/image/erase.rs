@@ -7,11 +7,12 @@ use crate::simd::{Isa, Kernel, dispatch};
 
 /// Boxes of a picture, filled with one value for each channel or with random numbers.
 ///
-/// Random erasing: Zhong, Zheng, Kang, Li & Yang 2020 (arXiv 1708.04896). Cutout: `DeVries` & Taylor 2017 (arXiv 1708.04552).
+/// Random erasing: Zhong, Zheng, Kang, Li & Yang 2020 (arXiv 1708.04896). Cutout: `DeVries` & Taylor 2017 (arXiv
+/// 1708.04552).
 ///
-/// A random `f32` is a standard normal number, as torch's: element `i` of the picture in the order (h, w, c) has number `i % 64` of
-/// [`normals`]' group `i / 64`. A random byte is any of the 256: element `i` has byte `i % 256` of group `i / 256` of
-/// [`words`], each word's lowest byte first. So boxes that overlap agree, whatever their order.
+/// A random `f32` is a standard normal number, as torch's: element `i` of the picture in the order (h, w, c) has number
+/// `i % 64` of [`normals`]' group `i / 64`. A random byte is any of the 256: element `i` has byte `i % 256` of group `i
+/// / 256` of [`words`], each word's lowest byte first. So boxes that overlap agree, whatever their order.
 #[derive(Clone, Debug)]
 pub struct Erase {
     samples: Vec<Sample>,
@@ -31,9 +32,9 @@ impl Op for Erase {
     const NAME: &'static str = "erase";
     const EDITS: bool = true;
 
-    /// Columns: the five words of key and counter, then top, left, bottom and right of each box, which is clipped to the picture and
-    /// empty if bottom <= top or right <= left. Settings: whether to fill with random numbers (0 or 1), and the value of each channel,
-    /// in units of the picture's pixel.
+    /// Columns: the five words of key and counter, then top, left, bottom and right of each box, which is clipped to
+    /// the picture and empty if bottom <= top or right <= left. Settings: whether to fill with random numbers (0 or 1),
+    /// and the value of each channel, in units of the picture's pixel.
     fn new(table: Table<'_>, channels: usize) -> Result<Erase, String> {
         let [random, values @ ..] = table.settings else {
             return Err("erase takes the settings random and a value for each channel, got none".into());

@@ -1,7 +1,8 @@
 //! Pairs of samples: Mixup and `CutMix`.
 //!
-//! Mixup: Zhang, Cissé, Dauphin & Lopez-Paz 2018 (arXiv 1710.09412), a weighted mean of two samples. `CutMix`: Yun et al. 2019
-//! (arXiv 1905.04899), a box of the one put into the other. Here both are one thing: inside a box of sample `i`
+//! Mixup: Zhang, Cissé, Dauphin & Lopez-Paz 2018 (arXiv 1710.09412), a weighted mean of two samples. `CutMix`: Yun et
+//! al. 2019 (arXiv 1905.04899), a box of the one put into the other. Here both are one thing: inside a box of sample
+//! `i`
 //!
 //! ```text
 //! y_i = w_i x_i + (1 - w_i) x_partner(i)
@@ -9,9 +10,9 @@
 //!
 //! and outside of it `y_i = x_i`. Mixup's box is the whole picture; `CutMix`'s weight is 0.
 //!
-//! In place, a sample must not be changed while another one still needs it. So the samples are gone through with each reader
-//! before what it reads, and of each circle of readers one sample is copied first; all this block by block of rows, so that the copy
-//! is small, and what was read as a partner is still in the cache when its turn comes.
+//! In place, a sample must not be changed while another one still needs it. So the samples are gone through with each
+//! reader before what it reads, and of each circle of readers one sample is copied first; all this block by block of
+//! rows, so that the copy is small, and what was read as a partner is still in the cache when its turn comes.
 
 use crate::float::{Bf16, Element, F16};
 use crate::image::Shape;
@@ -58,8 +59,8 @@ impl Mixed for u8 {
     /// Rounded to nearest even.
     #[inline(always)]
     fn blend(self, partner: u8, [w, v]: [f32; 2]) -> u8 {
-        // Of weights that are 1 together the mean is in 0 .. 255 after rounding, so nothing must be clamped. The last bit of
-        // the sum is worth 1, so the sum is rounded to a whole number, which is in its last bits.
+        // Of weights that are 1 together the mean is in 0 .. 255 after rounding, so nothing must be clamped. The last
+        // bit of the sum is worth 1, so the sum is rounded to a whole number, which is in its last bits.
         (w * f32::from(self) + v * f32::from(partner) + 8_388_608.0).to_bits() as u8
     }
 }
@@ -92,18 +93,20 @@ const TASKS: usize = 64;
 /// The fewest samples of such a run: each needs a copy of about one sample, made before.
 const RUN: usize = 16;
 
-/// Mixes `n` samples of this shape, from `x` to `y`: inside the box (top, left, bottom, right) of sample `i`, which is clipped to the
-/// picture, `weight[i]` times the sample and `1 - weight[i]` times sample `partner[i]`; outside the sample.
+/// Mixes `n` samples of this shape, from `x` to `y`: inside the box (top, left, bottom, right) of sample `i`, which is
+/// clipped to the picture, `weight[i]` times the sample and `1 - weight[i]` times sample `partner[i]`; outside the
+/// sample.
 ///
-/// Weight 0 copies the partner and 1 leaves the sample, bit for bit. Partners may be any samples, each other's, their own or all
-/// the same one.
+/// Weight 0 copies the partner and 1 leaves the sample, bit for bit. Partners may be any samples, each other's, their
+/// own or all the same one.
 ///
 /// # Safety
-/// `n * shape.len()` elements can be read at `x` and written at `y`, aligned, nobody else uses them meanwhile, and the two are the
-/// same or apart.
+/// `n * shape.len()` elements can be read at `x` and written at `y`, aligned, nobody else uses them meanwhile, and the
+/// two are the same or apart.
 ///
 /// # Panics
-/// If `partner`, `weight` and `boxes` have not `n` elements each, a partner is not below `n`, or a weight not in 0 .. 1.
+/// If `partner`, `weight` and `boxes` have not `n` elements each, a partner is not below `n`, or a weight not in 0 ..
+/// 1.
 pub unsafe fn mix<E: Mixed>(
     x: *const E,
     y: *mut E,
@@ -149,8 +152,8 @@ pub unsafe fn mix<E: Mixed>(
         let part = Part { plane: block / down, first, last: shape.h.min(first + rows) };
         let kernel =
             Run { x: x.0, y: y.0, copies: copies.0, in_place, shape, part, steps: plan.run(run), weight, boxes };
-        // SAFETY (of what the kernel does): a task reads and writes its block of rows of its run's samples, and of others reads what
-        // nobody writes: in place these are the copies.
+        // SAFETY (of what the kernel does): a task reads and writes its block of rows of its run's samples, and of
+        // others reads what nobody writes: in place these are the copies.
         dispatch(isa, kernel);
     });
 }
@@ -259,7 +262,8 @@ impl Plan {
     }
 }
 
-/// The samples in an order in which each comes before its partner, but for the last one of each circle; circles lie in one piece.
+/// The samples in an order in which each comes before its partner, but for the last one of each circle; circles lie in
+/// one piece.
 fn readers_first(partner: &[usize]) -> Vec<usize> {
     let n = partner.len();
     let mut readers = vec![0_usize; n];
@@ -323,8 +327,8 @@ impl<E: Mixed> Kernel for Run<'_, E> {
         let at = |sample: usize| sample * shape.len() + start;
         let mut saved: Vec<E> = Vec::new();
         for &Step { sample, source, save_for } in steps {
-            // SAFETY: the block of rows of samples that are below `n`, in arrays that hold them; what `pieces` gives lies in the block.
-            // A piece is written after it was read, and by no other thread.
+            // SAFETY: the block of rows of samples that are below `n`, in arrays that hold them; what `pieces` gives
+            // lies in the block. A piece is written after it was read, and by no other thread.
             unsafe {
                 let (x, y) = (x.add(at(sample)), y.add(at(sample)));
                 if let Some(reader) = save_for {

@@ -5,11 +5,12 @@ use crate::image::{Op, Pixel, Shape, Table, ViewMut, Workspace};
 use crate::philox::GROUP;
 use crate::simd::{Isa, Kernel, dispatch};
 
-/// `x_i + (mean + sigma z_i)` with standard normal `z_i`; mean and sigma are parts of the largest value ([`Pixel::FULL`]).
+/// `x_i + (mean + sigma z_i)` with standard normal `z_i`; mean and sigma are parts of the largest value
+/// ([`Pixel::FULL`]).
 ///
 /// Element `i` counts in the order (h, w, c), however the picture lies in memory, and `z_i` is number `i % 64` of
-/// [`normals`]' group `i / 64`. In `f32`: `x + FULL * (mean + sigma * z)`; a byte is then rounded and clamped, an `f32` clamped to 0 .. 1
-/// if that is asked for (NaN passes).
+/// [`normals`]' group `i / 64`. In `f32`: `x + FULL * (mean + sigma * z)`; a byte is then rounded and clamped, an `f32`
+/// clamped to 0 .. 1 if that is asked for (NaN passes).
 #[derive(Clone, Debug)]
 pub struct Noise {
     samples: Vec<Sample>,

@@ -3,25 +3,26 @@
 //! Pixel `j` of `n` covers `[j, j + 1)`, and output pixel `i` of `m` stands for `[i, i + 1) n / m` (torch's
 //! `interpolate(align_corners=False)`). Nothing outside of the part is seen.
 //!
-//! - **Bilinear**: along each axis, pixel `j` has the weight `max(0, r - |(2 j + 1) m - (2 i + 1) n|)`, divided by the sum of
-//!   these, with `r = 2 m`; with antialias `r = 2 max(m, n)`, which is torch's triangle as wide as the scale. The weights are
-//!   whole numbers, so the quotient of two of them in `f64`, rounded to `f32`, is all that is rounded.
+//! - **Bilinear**: along each axis, pixel `j` has the weight `max(0, r - |(2 j + 1) m - (2 i + 1) n|)`, divided by
+//!   the sum of these, with `r = 2 m`; with antialias `r = 2 max(m, n)`, which is torch's triangle as wide as the
+//!   scale. The weights are whole numbers, so the quotient of two of them in `f64`, rounded to `f32`, is all that is
+//!   rounded.
 //! - **Nearest**: pixel `floor((2 i + 1) n / (2 m))` (torch's "nearest-exact").
 //!
-//! Bilinear sums are `f32`, in the order of the pixels, each product rounded: first down the columns, then along the rows.
-//! Columns first, as they go through memory in order, and what is made smaller is small before the rows' turn. A pixel without
-//! weight is not in the sum: infinities stay where they are seen.
+//! Bilinear sums are `f32`, in the order of the pixels, each product rounded: first down the columns, then along the
+//! rows. Columns first, as they go through memory in order, and what is made smaller is small before the rows' turn.
+//! A pixel without weight is not in the sum: infinities stay where they are seen.
 
 use super::sample::{Op, Pixel, Shape, Table, View, ViewMut, Workspace};
 use crate::simd::{Isa, Kernel, dispatch};
 
-/// Sides up to this, so that every product of two fits.
-const MOST: f64 = (1u64 << 30) as f64;
+/// Sides up to this, so that the product of two and the channels fits.
+const MOST: f64 = 16_777_216.0;
 
 /// Crop, then resize.
 ///
-/// Columns: top, left, height, width of the part, inside the picture. Settings: height, width, interpolation (0 nearest,
-/// 1 bilinear), antialias (0 or 1).
+/// Columns: top, left, height, width of the part, inside the picture. Settings: height, width, interpolation (0
+/// nearest, 1 bilinear), antialias (0 or 1).
 #[derive(Clone, Debug)]
 pub struct Resize {
     parts: Vec<[usize; 4]>,
@@ -31,7 +32,7 @@ pub struct Resize {
     antialias: bool,
 }
 
-/// `x`, if it is whole and from `least` to 2^30.
+/// `x`, if it is whole and from `least` to 2^24.
 pub(super) fn whole(x: f64, least: f64) -> Option<usize> {
     ((least..=MOST).contains(&x) && f64::from(x as u32) == x).then_some(x as usize)
 }
@@ -52,7 +53,7 @@ impl Op for Resize {
             return Err(format!("resize takes 4 columns (top, left, height, width), got {}", table.columns));
         }
         let side = |name: &str, x: f64| {
-            whole(x, 0.0).ok_or_else(|| format!("resize's {name} must be a whole number from 0 to 2^30, got {x}"))
+            whole(x, 0.0).ok_or_else(|| format!("resize's {name} must be a whole number from 0 to 2^24, got {x}"))
         };
         let choice = |name: &str, x: f64| match x {
             0.0 => Ok(false),
@@ -76,8 +77,8 @@ impl Op for Resize {
         let [top, left, height, width] = self.parts[i];
         if top + height > input.h || left + width > input.w {
             return Err(format!(
-                "resize's part must lie inside the picture of {} x {}, got rows {top} to {} and columns {left} to {} for \
-                 sample {i}",
+                "resize's part must lie inside the picture of {} x {}, got rows {top} to {} and columns {left} to {} \
+                 for sample {i}",
                 input.h,
                 input.w,
                 top + height,
@@ -464,8 +465,8 @@ fn along_channels(finite: bool, row: &[f32], axis: &Axis, c: usize, line: &mut [
     }
 }
 
-/// The sums along a row of finite numbers, 4 channels at a time: what is too many is overwritten by the next pixel. `C` and
-/// `T` are the number of channels and of taps, or 0 for any.
+/// The sums along a row of finite numbers, 4 channels at a time: what is too many is overwritten by the next pixel.
+/// `C` and `T` are the number of channels and of taps, or 0 for any.
 #[inline(always)]
 fn along<const C: usize, const T: usize>(row: &[f32], axis: &Axis, c: usize, line: &mut [f32]) {
     let c = if C == 0 { c } else { C };
@@ -473,7 +474,8 @@ fn along<const C: usize, const T: usize>(row: &[f32], axis: &Axis, c: usize, lin
     assert!(row.len() >= axis.n * c + 4 && line.len() >= axis.starts.len() * c + 4 && axis.taps == taps);
     for (i, (&start, weights)) in axis.starts.iter().zip(axis.weights.chunks_exact(taps)).enumerate() {
         for k in (0..c).step_by(4) {
-            // SAFETY: `start + taps <= n` by `Axis::new`, `k < c`, and 4 elements are left after the last pixel of both.
+            // SAFETY: `start + taps <= n` by `Axis::new`, `k < c`, and 4 elements are left after the last pixel of
+            // both.
             unsafe {
                 let first = row.as_ptr().add(start * c + k);
                 let mut sum = Four::load(&*first.cast()).times(weights[0]);
@@ -537,7 +539,8 @@ mod tests {
         if shape.planar { (k * shape.h + y) * shape.w + x } else { (y * shape.w + x) * shape.c + k }
     }
 
-    /// The weight of each of `n` pixels for pixel `i` of `m`: the triangle in real numbers, and outside its edge the edge.
+    /// The weight of each of `n` pixels for pixel `i` of `m`: the triangle in real numbers, and outside its edge the
+    /// edge.
     fn triangle(i: usize, n: usize, m: usize, antialias: bool) -> Vec<f64> {
         let scale = n as f64 / m as f64;
         let support = if antialias && scale > 1.0 { scale } else { 1.0 };
