@@ -10,9 +10,10 @@ RUST := Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 demo: build $(BIN)/.demo ## Train a convolutional network on handwritten digits with the whole recipe; a report in demo/
 	$(BIN)/python -m ironstep demo --out demo
 
-examples: build $(BIN)/.demo ## Every optimiser; with and without each layer; fine-tuning: tables and pictures in demo/
+examples: build $(BIN)/.demo ## Every optimiser; with and without each layer and augmentation; fine-tuning: tables and pictures in demo/
 	$(BIN)/python examples/digits.py
 	$(BIN)/python examples/network.py
+	$(BIN)/python examples/augment.py
 	$(BIN)/python examples/finetune.py
 
 bridge: build $(BIN)/.torch ## A loop in torch with its AdamW and with ours; brings torch
@@ -27,6 +28,7 @@ bench: build $(BIN)/.bench ## Speed, beside every installed peer; nothing else s
 	$(BIN)/python benches/layers.py
 	$(BIN)/python benches/loop.py
 	$(BIN)/python benches/bridge.py
+	$(BIN)/python benches/augment.py
 
 docs: build $(BIN)/.dev ## The documentation, in docs/_build/index.html
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build

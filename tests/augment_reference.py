@@ -196,24 +196,29 @@ def resize(
 
 
 def gaussian(size: int, sigma: float) -> Array:
-    """The weights of a kernel, computed in float64; those that are 0 in float32 at its ends are left out."""
-    k = [math.exp(-0.5 * (abs(i - size // 2) / sigma) * (abs(i - size // 2) / sigma)) for i in range(size)]
-    total = sum(k)
+    """The weights of a kernel from its middle on, computed in float64; without those at its end that are 0 in float32."""
+    k = [math.exp(-0.5 * (i / sigma) * (i / sigma)) for i in range(size // 2 + 1)]
+    total = sum([*k[:0:-1], *k])
     weights = np.array([v / total for v in k]).astype(F32)
     return weights[weights != 0]
 
 
 def blur(x: Array, size: tuple[int, int], sigma: tuple[float, float]) -> Array:
-    """With a kernel of (height, width) and (x, y) standard deviations: down the columns, then along the rows."""
+    """With a kernel of (height, width) and (x, y) standard deviations: down the columns, then along the rows.
+
+    The two pixels that are as far from the middle are added first, from the nearest ones to the farthest.
+    """
     kernels = [gaussian(size[0], sigma[1]), gaussian(size[1], sigma[0])]
     if len(kernels[0]) == len(kernels[1]) == 1:
         return x
     y = x.astype(F32)
     for axis, kernel in enumerate(kernels):
-        r = len(kernel) // 2
+        r, n = len(kernel) - 1, x.shape[axis]
         padded = np.pad(y, [(r, r) if k == axis else (0, 0) for k in range(3)], "reflect").swapaxes(0, axis)
-        # The sums begin with 0, so that none is -0.
-        y = weighted(padded, [(i, kernel) for i in range(x.shape[axis])]).swapaxes(0, axis) + F32.type(0)
+        y = kernel[0] * padded[r : r + n]
+        for k in range(1, r + 1):
+            y = y + kernel[k] * (padded[r - k : r - k + n] + padded[r + k : r + k + n])
+        y = y.swapaxes(0, axis)
     return narrowed(y, x)
 
 
