@@ -189,14 +189,14 @@ def resize(
         return x[(2 * np.arange(h) + 1) * n // (2 * h)][:, (2 * np.arange(w) + 1) * m // (2 * w)]
     y = weighted(x.astype(F32), resize_weights(n, h, antialias))
     y = weighted(y.swapaxes(0, 1), resize_weights(m, w, antialias)).swapaxes(0, 1)
-    return narrowed(y, x)
+    return narrowed(y + F32(0), x)  # a sum of zeros is +0
 
 
 # -- Blur --------------------------------------------------------------------------------------------------------------
 
 
 def gaussian(size: int, sigma: float) -> Array:
-    """The weights of a kernel from its middle on, computed in float64; without those at its end that are 0 in float32."""
+    """The weights of a kernel from its middle on, computed in float64; without those that are 0 in float32."""
     k = [math.exp(-0.5 * (i / sigma) * (i / sigma)) for i in range(size // 2 + 1)]
     total = sum([*k[:0:-1], *k])
     weights = np.array([v / total for v in k]).astype(F32)

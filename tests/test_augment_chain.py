@@ -361,8 +361,8 @@ def test_boxes_that_leave() -> None:
 def test_ragged_boxes_keep_their_counts() -> None:
     images = np.zeros((3, 16, 16, 3), np.uint8)
     boxes = [
-        np.zeros((0, 4), np.float32),
-        np.array([[1, 1, 5, 5]], np.float32),
+        [],
+        np.array([[1, 1, 5, 5]]),
         np.tile(np.float32([2, 3, 9, 9]), (4, 1)),
     ]
     got = Compose([RandomHorizontalFlip(1.0)], targets=("image", "boxes"))(0, images, boxes)[1]
@@ -487,7 +487,21 @@ def test_large_indices_and_seeds() -> None:
         (lambda: Compose([])(0, BYTES.astype(np.int16)), TypeError, "got int16"),
         (lambda: Compose([])(-1, BYTES), ValueError, "key must be from 0"),
         (lambda: Compose([])("a", BYTES), TypeError, "key must be a BatchKey or a seed"),
-        (lambda: Compose([])(BatchKey(None, 0, 0, np.arange(6)), BYTES), ValueError, "seed must be given"),
+        (lambda: RandomHorizontalFlip()(BatchKey(None, 0, 0, np.arange(6)), BYTES), ValueError, "seed must be given"),
+        (
+            lambda: Compose([])(BatchKey(0, 0, 0, np.arange(6) / 2), BYTES),
+            TypeError,
+            "key.indices must be whole numbers",
+        ),
+        (lambda: Compose([])(BatchKey(0, -1, 0, np.arange(6)), BYTES), ValueError, "key.epoch must be from 0"),
+        (lambda: Compose([])(BYTES, 0), TypeError, "key must come first"),
+        (lambda: Compose([])(0, list(BYTES)), TypeError, "images must be one array, got a list"),
+        (lambda: Compose([]).sample(0, list(BYTES)), TypeError, "shape must be that of the images"),
+        (lambda: Compose([])(0, BYTES, BYTES[..., 0]), ValueError, "got the shape of masks"),
+        (lambda: Compose([])(0, BYTES, LABELS[:3]), ValueError, "a label for each of 6 samples, got 3"),
+        (lambda: MixUp(num_classes=3)(0, BYTES, LABELS * 1.0), TypeError, "use .astype"),
+        (lambda: Normalize(127.0, 50.0)(0, BYTES), ValueError, "divide mean and std by 255"),
+        (lambda: Compose([]).preview(FLOATS * 255), ValueError, "must be in 0..1 to be drawn"),
         (lambda: Compose([])(BatchKey(0, 0, 0, np.arange(5)), BYTES), ValueError, "each of 6 samples"),
         (lambda: Compose([RandomHorizontalFlip()])(BatchKey(0, 0, 0, np.arange(-1, 5)), BYTES), ValueError, "got -1"),
         (lambda: Compose([RandomHorizontalFlip()])(BatchKey(0, 2**32, 0, np.arange(6)), BYTES), ValueError, "epoch"),
@@ -515,7 +529,7 @@ def test_large_indices_and_seeds() -> None:
             "cannot be mixed",
         ),
         (lambda: Compose([], targets=("image", "boxes"))(0, BYTES, np.zeros((6, 4))), ValueError, r"shape \(N, K, 4\)"),
-        (lambda: Compose([], targets=("image", "boxes"))(0, BYTES, np.zeros((6, 1, 4), int)), TypeError, "float32 or"),
+        (lambda: Compose([], targets=("image", "boxes"))(0, BYTES, np.zeros((6, 1, 4), "c8")), TypeError, "float32 or"),
         (
             lambda: Compose([], targets=("image", "boxes"))(0, BYTES, -np.ones((6, 1, 4)).cumsum(-1)),
             ValueError,
@@ -583,3 +597,26 @@ def test_preview() -> None:
     assert RandomHorizontalFlip().preview(FLOATS[..., :1], versions=1).axes
     with pytest.raises(ValueError, match="at least 1 image"):
         chain.preview(BYTES[:0])
+
+
+def test_what_draws_nothing_needs_no_seed() -> None:
+    chain = Compose([CenterCrop(8), Normalize(0.5, 0.25)])
+    batches = Batches(BYTES, LABELS, batch_size=4, shuffle=False, transform=chain)
+    same(np.concatenate([x for x, _ in batches]), chain(0, BYTES))
+
+
+def test_ragged_boxes_in_batches() -> None:
+    boxes = np.empty(6, object)
+    boxes[:] = [np.full((k, 4), 2 * np.arange(4.0)) for k in range(6)]
+    chain = Compose([RandomHorizontalFlip(p=1.0)], targets=("image", "boxes"))
+    for _, moved in Batches(BYTES, boxes, batch_size=3, shuffle=False, seed=0, transform=chain):
+        assert isinstance(moved, list)
+    assert [len(b) for b in moved] == [3, 4, 5]
+    np.testing.assert_array_equal(moved[0][0], [8, 2, 12, 6])
+
+
+def test_params_from_a_file(tmp_path: Any) -> None:
+    rotate = RandomRotation(30)
+    np.savez(tmp_path / "params.npz", **rotate.sample(0, BYTES))
+    with np.load(tmp_path / "params.npz") as params:
+        same(rotate.apply(params, BYTES), rotate(0, BYTES))

@@ -604,6 +604,31 @@ def test_injected_parameters_that_do_not_fit(refused: Refused, dtype: Any) -> No
     assert_same(x, kept)
 
 
+KEYS = [
+    (-1, ValueError, "key must be from 0 to 18446744073709551615, got -1"),
+    (2**64, ValueError, "key must be from 0 to 18446744073709551615"),
+    (True, TypeError, "key must be a BatchKey or a seed"),
+    (1.0, TypeError, "key must be a BatchKey or a seed"),
+    (key([0] * 5), ValueError, "key.indices must have the number of each of 6 samples, got shape (5,)"),
+    (key(np.full(6, 0.5)), TypeError, "indices must be"),
+    (key([-1] * 6), ValueError, "indices must be from 0 to 2**48 - 1, got -1"),
+    (key([2**48] * 6), ValueError, "indices must be from 0 to 2**48 - 1"),
+    (key([0] * 6, epoch=-1), ValueError, "epoch must be"),
+    (key([0] * 6, epoch=2**32), ValueError, "epoch must be"),
+    (BatchKey(None, 0, 0, np.arange(6)), ValueError, "seed must be given"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "message"), KEYS)
+def test_keys_that_do_not_fit(given: Any, error: type[Exception], message: str) -> None:
+    x = images()
+    kept = x.copy()
+    for call in (lambda: ROT(given, x, out=x), lambda: GROUPS[2](given, x), lambda: ROT.sample(given, x)):
+        with pytest.raises(error, match=re.escape(message)):
+            call()
+    assert_same(x, kept)
+
+
 @pytest.mark.parametrize("params", [None, 3, [], [{}], {"apply": 1}, np.zeros(6)], ids=repr)
 def test_parameters_that_are_none(params: Any) -> None:
     for t in (ROT, GROUPS[0], GROUPS[2]):

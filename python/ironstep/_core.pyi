@@ -238,8 +238,16 @@ _Size = tuple[int, int, int, bool]
 _Stages = Sequence[tuple[str, NDArray[Any], NDArray[Any], Sequence[float]]]
 
 def augment(
-    images: NDArray[Any], out: NDArray[Any], dtype: str, n: int, before: _Size, after: _Size, stages: _Stages, /
-) -> None: ...
+    images: NDArray[Any],
+    out: NDArray[Any],
+    dtype: str,
+    n: int,
+    before: _Size,
+    after: _Size,
+    stages: _Stages,
+    unit: bool,
+    /,
+) -> bool: ...
 def augment_masks(
     masks: NDArray[Any],
     out: NDArray[Any],

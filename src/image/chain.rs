@@ -1,5 +1,6 @@
 //! Several transforms over a batch: each sample goes through all of them while it is in the cache.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::blur::Blur;
@@ -12,9 +13,9 @@ use super::normalize::Normalize;
 use super::resize::Resize;
 use super::sample::{Op, Pixel, Shape, Table, View, ViewMut, Workspace};
 use super::warp::Warp;
-use crate::float::{Bf16, Element, F16};
+use crate::float::{Bf16, Element, F16, Real};
 use crate::parallel;
-use crate::simd::{Isa, Kernel, dispatch};
+use crate::simd::{Isa, Kernel, dispatch, prefetch};
 
 /// The list of transforms: from it come what a stage can be, and what it does.
 macro_rules! transforms {
@@ -183,19 +184,47 @@ impl Chain {
 
     /// Runs it. The result depends neither on the threads nor on the instruction set.
     ///
+    /// With `unit`, numbers that are no bytes must lie in 0 .. 1. `false` if one does not; what is at `output` then has no
+    /// meaning.
+    ///
     /// # Safety
     /// At `input` are the pictures, dense, of that type and aligned, at `output` is room for the results, and nobody else uses
     /// either meanwhile. The two are apart, or the same (then shapes and types before and after are the same too).
-    pub unsafe fn run(&self, input: *const u8, output: *mut u8, isa: Isa) {
+    pub unsafe fn run(&self, input: *const u8, output: *mut u8, unit: bool, isa: Isa) -> bool {
         let from = Addresses(input.cast_mut(), self.input.len() * self.stored.size());
         let to = Addresses(output, self.output.len() * self.result().size());
         let pool = Scratches::default();
+        let outside = AtomicBool::new(false);
         parallel::for_each_long(self.n, self.n * self.input.len().max(self.output.len()), |i| {
+            // SAFETY: sample `i`, which nobody writes before this task does.
+            if unit && unsafe { self.is_outside_unit(from.at(i), isa) } {
+                outside.store(true, Ordering::Relaxed);
+                return;
+            }
             pool.with(|scratch| {
                 // SAFETY: sample `i` of both, which only this task uses.
                 unsafe { self.sample(i, from.at(i), to.at(i), scratch, isa) };
             });
         });
+        !outside.into_inner()
+    }
+
+    /// Whether a number of a sample is not in 0 .. 1.
+    ///
+    /// # Safety
+    /// There is a sample at this address.
+    unsafe fn is_outside_unit(&self, sample: *const u8, isa: Isa) -> bool {
+        use std::slice::from_raw_parts as slice;
+        let n = self.input.len();
+        // SAFETY: the caller's.
+        unsafe {
+            match self.stored {
+                Stored::U8 => false,
+                Stored::F32 => dispatch(isa, Outside(slice(sample.cast::<f32>(), n))),
+                Stored::F16 => dispatch(isa, Outside(slice(sample.cast::<F16>(), n))),
+                Stored::Bf16 => dispatch(isa, Outside(slice(sample.cast::<Bf16>(), n))),
+            }
+        }
     }
 
     /// Does the transforms that move pixels to masks of the same height and width, whose elements have as many bytes as `E`.
@@ -235,6 +264,8 @@ impl Chain {
         if input == output {
             places.at = Place::Output;
         }
+        // Transforms read rows across or from below; memory is read fastest in order.
+        prefetch_all(input, self.input.len() * self.stored.size());
         let mut byte = self.stored == Stored::U8;
         let mut shape = self.input;
         let turn =
@@ -460,6 +491,16 @@ unsafe impl Send for Addresses {}
 // SAFETY: likewise.
 unsafe impl Sync for Addresses {}
 
+/// Asks for a picture to be brought into the cache, unless it is larger than that.
+fn prefetch_all(first: *const u8, bytes: usize) {
+    const PIECE: usize = 4096;
+    if bytes <= 1 << 20 {
+        for start in (0..bytes).step_by(PIECE) {
+            prefetch(first.wrapping_add(start), PIECE.min(bytes - start));
+        }
+    }
+}
+
 /// # Safety
 /// So many bytes can be read and written, and the two are apart.
 unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
@@ -558,22 +599,24 @@ impl<E: Element<Acc = f32>> Kernel for Narrow<'_, E> {
     }
 }
 
+/// Whether a number is not in 0 .. 1.
+struct Outside<'a, E>(&'a [E]);
+
+impl<E: Element> Kernel for Outside<'_, E> {
+    type Output = bool;
+    #[inline(always)]
+    fn run(self) -> bool {
+        let mut outside = false;
+        for &x in self.0 {
+            let x = x.widen();
+            outside |= !(x >= E::Acc::ZERO && x <= E::Acc::ONE);
+        }
+        outside
+    }
+}
+
 /// The first of the numbers that is not in 0 .. 1, if there is one.
 pub fn first_outside_unit<E: Element>(x: &[E]) -> Option<usize> {
-    struct Outside<'a, E>(&'a [E]);
-    impl<E: Element> Kernel for Outside<'_, E> {
-        type Output = bool;
-        #[inline(always)]
-        fn run(self) -> bool {
-            use crate::float::Real;
-            let mut outside = false;
-            for &x in self.0 {
-                let x = x.widen();
-                outside |= !(x >= E::Acc::ZERO && x <= E::Acc::ONE);
-            }
-            outside
-        }
-    }
     let isa = Isa::current();
     let found = Mutex::new(Vec::new());
     parallel::share(x.len(), x.len().div_ceil(parallel::CHUNK), |task| {
@@ -586,7 +629,7 @@ pub fn first_outside_unit<E: Element>(x: &[E]) -> Option<usize> {
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let start = found.into_iter().min()?;
     let inside = |x: &E| {
-        let x = crate::float::Real::to_f64(x.widen());
+        let x = x.widen().to_f64();
         (0.0..=1.0).contains(&x)
     };
     x[start..].iter().position(|x| !inside(x)).map(|i| start + i)

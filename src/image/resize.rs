@@ -407,10 +407,16 @@ fn add<P: Pixel, const N: usize, const FIRST: bool>(rows: [&[P]; N], weights: [f
     N
 }
 
+/// A sum as it is stored. Which zero a sum of zeros is would depend on how many of them were added, so it is made 0.
+#[inline(always)]
+fn stored<P: Pixel>(sum: f32) -> P {
+    P::narrow(sum + 0.0)
+}
+
 #[inline(always)]
 fn narrow<P: Pixel>(line: &[f32], out: &mut [P]) {
     for (out, &x) in out.iter_mut().zip(line) {
-        *out = P::narrow(x);
+        *out = stored(x);
     }
 }
 
@@ -440,7 +446,7 @@ fn separate<P: Pixel>(line: &[f32], w: usize, out: &mut [P]) {
             row.store(&mut four);
             let out = &mut out[4 * group..];
             match out.first_chunk_mut() {
-                Some(out) => *out = four.map(P::narrow),
+                Some(out) => *out = four.map(stored),
                 None => narrow(&four, out),
             }
         }

@@ -99,9 +99,10 @@ fn chain(stages: &Stages<'_>, n: usize, input: Shape, output: Shape, stored: Sto
     ieee(|| Chain::new(all, n, input, output, stored)).map_err(PyValueError::new_err)
 }
 
-/// Runs the stages over `n` pictures; `out` may be `images`.
+/// Runs the stages over `n` pictures; `out` may be `images`. With `unit`, floats must lie in 0..1: `False` if one does not, and
+/// what is in `out` then has no meaning.
 #[pyfunction]
-#[pyo3(signature = (images, out, dtype, n, before, after, stages, /))]
+#[pyo3(signature = (images, out, dtype, n, before, after, stages, unit, /))]
 pub(super) fn augment(
     py: Python<'_>,
     images: Bytes<'_, '_>,
@@ -111,7 +112,8 @@ pub(super) fn augment(
     before: Size,
     after: Size,
     stages: Stages<'_>,
-) -> PyResult<()> {
+    unit: bool,
+) -> PyResult<bool> {
     let (before, after, stored) = (shape(before), shape(after), stored(dtype)?);
     let input = Memory::of(images, "images", elements(n, before), stored.size())?;
     let chain = chain(&stages, n, before, after, stored)?;
@@ -119,8 +121,7 @@ pub(super) fn augment(
     let same = before == after && result == stored;
     let output = Memory::output(out, elements(n, after), result.size(), input, same)?;
     // SAFETY: the memory was checked: dense, aligned, of that size, apart or the same where it may be; the caller holds it.
-    py.detach(|| unsafe { chain.run({ input }.ptr, { output }.ptr, Isa::current()) });
-    Ok(())
+    Ok(py.detach(|| unsafe { chain.run({ input }.ptr, { output }.ptr, unit, Isa::current()) }))
 }
 
 /// Does the stages that move pixels to masks of `channels` elements of `size` bytes per pixel.

@@ -34,6 +34,11 @@ class Images:
     """A batch of pictures in any layout and memory order, as the core takes it: dense, (n, h, w, c) or (n, c, h, w)."""
 
     def __init__(self, x: Any, name: str, layout: str) -> None:
+        if isinstance(x, (list, tuple)):
+            raise TypeError(
+                f"{name} must be one array, got a {type(x).__name__}: np.stack(images) makes one of pictures of one "
+                "size, others go through one by one, as np.asarray(images[i])[None] (ironstep.torch.Augmented does it)"
+            )
         self.layout = layout
         self.array = unmasked(x, name)
         self.n, self.size = Images.sizes(self.array.shape, layout, name)
@@ -53,8 +58,8 @@ class Images:
         shape = tuple(int(n) for n in shape)
         if len(shape) != len(layout):
             raise ValueError(
-                f"{name} must have {len(layout)} axes, {', '.join(layout)}, got shape {shape}; layout= says which they "
-                'have ("NHWC", "NCHW", "NHW"), and one picture alone is images[None]'
+                f"{name} must have {len(layout)} axes, {', '.join(layout)}, got shape {shape}; Compose(..., layout=) "
+                'says which they have ("NHWC", "NCHW", "NHW"), and one picture alone is images[None]'
             )
         order = TO_NHWC[layout]
         n, h, w = (shape[axis] for axis in order[:3])
@@ -251,6 +256,11 @@ def soft_labels(labels: Any, name: str, n: int, num_classes: int | None) -> Arra
     if values.ndim == 0 or len(values) != n:
         raise ValueError(f"{name} must have a label for each of {n} samples, got shape {values.shape}")
     if values.dtype.kind == "f":
+        if values.ndim == 1 and num_classes is not None:
+            raise TypeError(
+                f"{name} must be whole numbers of shape (N,) where num_classes is given, or soft targets "
+                f"(N, num_classes), got {values.dtype} of shape {values.shape}; use .astype(np.int64)"
+            )
         return values
     if values.dtype.kind not in "iu" or values.ndim != 1:
         raise TypeError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -58,18 +59,27 @@ class Draw:
     """The numbers of one transform: a function of seed, number of the sample, epoch and place of the transform."""
 
     def __init__(self, key: BatchKey, transform: int) -> None:
-        assert key.seed is not None
-        self._of: tuple[int, int, NDArray[np.int64], int] = (key.seed, key.epoch, key.indices, transform)
+        self._key, self._transform = key, transform
         self.n = len(key.indices)
         """How many samples there are."""
         self._next = 0
         self._betas = 0
 
+    def _of(self) -> tuple[int, int, NDArray[np.int64], int]:
+        """What the numbers are a function of."""
+        if self._key.seed is None:
+            raise ValueError("seed must be given to Batches whose transform draws random numbers, got None")
+        return self._key.seed, self._key.epoch, self._key.indices, self._transform
+
     def uniform(self, count: int = 1) -> NDArray[np.float64]:
         """The next numbers of each sample, uniform on [0, 1), of shape (n, count)."""
-        numbers = _core.uniforms(*self._of, self._next, count)
+        numbers = _core.uniforms(*self._of(), self._next, count)
         self._next += count
         return numbers
+
+    def skip(self, count: int) -> None:
+        """Leaves out the next numbers of each sample."""
+        self._next += count
 
     def uniform_batch(self, count: int = 1) -> NDArray[np.float64]:
         """The next numbers of the first sample, of shape (count,), for what a batch shares."""
@@ -80,11 +90,11 @@ class Draw:
         """A number of the beta distribution for each sample, of shape (n,)."""
         first = BETA_BLOCK * (1 + self._betas)
         self._betas += 1
-        return _core.draw_beta(*self._of, first, a, b)
+        return _core.draw_beta(*self._of(), first, a, b)
 
     def words(self) -> NDArray[np.float64]:
         """What the numbers for each element of a picture are drawn with, of shape (n, 5)."""
-        return _core.draw_words(*self._of)
+        return _core.draw_words(*self._of())
 
 
 # -- Arguments ---------------------------------------------------------------------------------------------------------
@@ -98,7 +108,7 @@ def libm(name: str, x: Any) -> NDArray[np.float64]:
 
 def rows(params: Any, name: str, n: int, width: int = 1, integer: bool = False) -> Array:
     """A parameter with a row for each of n samples, checked: float64 (or int64), of shape (n,) or (n, width)."""
-    if not isinstance(params, dict):
+    if not isinstance(params, Mapping):
         raise TypeError(f"params must be a dict of arrays, as sample() gives it, got {type(params).__name__}")
     if name not in params:
         raise ValueError(f"params must have {name!r}, got {sorted(params)}")
@@ -117,6 +127,8 @@ def rows(params: Any, name: str, n: int, width: int = 1, integer: bool = False) 
 
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """The value if it is one of them."""
+    if isinstance(value, Enum):  # such as torchvision's InterpolationMode
+        value = value.value
     if not any(value is c or (isinstance(value, str) and value == c) for c in choices):
         *first, last = (repr(c) for c in choices)
         raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
@@ -126,14 +138,22 @@ def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
 def to_key(key: Any, n: int) -> BatchKey:
     """Which samples it is about; a seed alone: samples 0 to n - 1 in epoch 0."""
     if isinstance(key, BatchKey):
-        if key.seed is None:
-            raise ValueError("seed must be given to Batches whose transform draws random numbers, got None")
-        indices = np.ascontiguousarray(key.indices, np.int64)
-        if indices.shape != (n,):
-            raise ValueError(f"key.indices must have the number of each of {n} samples, got shape {indices.shape}")
-        return BatchKey(integer("key.seed", key.seed, 0, MAX_SEED), int(key.epoch), int(key.index), indices)
+        given = np.asarray(key.indices)
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"key.indices must be whole numbers, got {given.dtype}")
+        if given.shape != (n,):
+            raise ValueError(f"key.indices must have the number of each of {n} samples, got shape {given.shape}")
+        wrong = given[(given < 0) | (given >= 2**48)]
+        if wrong.size:
+            raise ValueError(f"key.indices must be from 0 to 2**48 - 1, got {wrong[0]}")
+        seed = None if key.seed is None else integer("key.seed", key.seed, 0, MAX_SEED)
+        epoch = integer("key.epoch", key.epoch, 0, 2**32 - 1)
+        return BatchKey(seed, epoch, int(key.index), np.ascontiguousarray(given, np.int64))
     if not isinstance(key, (int, np.integer)) or isinstance(key, bool):
-        raise TypeError(f"key must be a BatchKey or a seed (an integer from 0 to 2**64 - 1), got {key!r}")
+        raise TypeError(
+            "key must be a BatchKey or a seed (an integer from 0 to 2**64 - 1) and come first, before the images, got "
+            f"{type(key).__name__ if hasattr(key, 'shape') else repr(key)}"
+        )
     return BatchKey(integer("key", key, 0, MAX_SEED), 0, 0, np.arange(n, dtype=np.int64))
 
 
@@ -188,6 +208,9 @@ class Transform:
 
     def _applies(self, draw: Draw) -> NDArray[np.bool_]:
         """Which samples are changed; takes one number of each."""
+        if self.p == 1.0:
+            draw.skip(1)
+            return np.ones(draw.n, np.bool_)
         return draw.uniform()[:, 0] < self.p
 
     def _alone(self) -> Compose:
@@ -345,6 +368,8 @@ class PairTransform(Transform):
         return n - 1 - i if self.mode == "pair" else (i - 1) % max(n, 1)
 
     def _applies(self, draw: Draw) -> NDArray[np.bool_]:
+        if self.p == 1.0:
+            return super()._applies(draw)
         return self._shared(draw.uniform()[:, 0]) < self.p
 
 

@@ -219,11 +219,19 @@ class Compose(Group):
 
     def __call__(self, key: BatchKey | int, *arrays: Any, out: Any = None) -> Any:
         if not arrays:
-            raise TypeError("the images must be given after the key, got no array")
+            raise TypeError("the images must be given after the key, as in chain(seed, images), got no array")
+        if isinstance(key, np.ndarray) and key.ndim > 1:
+            raise TypeError("key must come first, before the images, as in chain(seed, images), got an array")
+        if isinstance(arrays[0], (list, tuple)):
+            Images(arrays[0], "images", self.layout)
         return self.apply(self.sample(key, arrays[0]), *arrays, out=out)
 
     def sample(self, key: BatchKey | int, shape: Any) -> Any:
-        n, size = Images.sizes(shape if isinstance(shape, (tuple, list)) else np.shape(shape), self.layout)
+        if not isinstance(shape, (tuple, list)):
+            shape = np.shape(shape)
+        elif not all(isinstance(side, (int, np.integer)) for side in shape):
+            raise TypeError(f"shape must be that of the images, or the images as one array, got {type(shape).__name__}")
+        n, size = Images.sizes(shape, self.layout)
         key = to_key(key, n)
         return Sampler(key).sample(self, Shape(*size), np.ones(n, np.bool_))[0]
 
@@ -302,13 +310,17 @@ def run(chain: Compose, params: Any, arrays: tuple[Any, ...], out: Any) -> Any:
     kind = type_name(images.array)
     if kind not in TYPES:
         raise TypeError(
-            f"images must be uint8 (0 to 255), float32, float16 or bfloat16, got {images.array.dtype}; use "
-            ".astype(np.float32)"
+            f"images must be uint8 (0 to 255), float32, float16 or bfloat16, got {images.array.dtype}; "
+            + (
+                "use .astype(np.float32)"
+                if kind == "float64"
+                else "bring them to 0..255 as uint8, or to 0..1 as float32"
+            )
         )
     n, before = images.n, Shape(*images.size)
     steps: list[Step] = []
     after = plan(chain, params, before, n, steps)
-    refuse_values(steps, images, kind)
+    needs = needs_unit(steps, kind)
     targets = Targets(chain, arrays, n, before, steps)
     dtype = images.dense.dtype
     segments = cut(steps, before, dtype)
@@ -322,12 +334,17 @@ def run(chain: Compose, params: Any, arrays: tuple[Any, ...], out: Any) -> Any:
     result = Result(out, "out", (n, *after), last, layout, planar)
     if out is not None:
         refuse_overlap(out, array)
+    # Where the result is new memory, the range is looked at on the way.
+    unit = bool(needs) and out is None
+    if needs and not unit:
+        refuse_range(images, kind, needs)
     source: Images | Result = images
     for segment in segments:
         target = result
         if segment is not segments[-1]:
             target = Result(None, "images", (n, *segment.size), segment.dtype, chain.layout, images.planar)
-        advance(segment, source, target, n, before)
+        if not advance(segment, source, target, n, before, unit and source is images):
+            refuse_range(images, kind, needs)
         source, before = target, segment.size
     targets.follow(steps, segments)
     results = (result.done(), *targets.results())
@@ -380,8 +397,8 @@ def unmixed(n: int) -> Mix:
     return Mix(np.arange(n, dtype=np.int64), np.ones(n), np.zeros((n, 4), np.int64), np.ones(n))
 
 
-def refuse_values(steps: list[Step], images: Images, kind: str) -> None:
-    """An error for values that are not those of pixels, where a transform relies on it."""
+def needs_unit(steps: list[Step], kind: str) -> str:
+    """The transform that needs images of floats to be in 0..1, or ""; an error for values that are none of pixels."""
     floats, needs = kind != "uint8", ""
     left = ""
     """What may have put floats outside of 0..1."""
@@ -398,6 +415,12 @@ def refuse_values(steps: list[Step], images: Images, kind: str) -> None:
                 elif not floats and value != "random" and not 0 <= value <= 255:
                     raise ValueError(f"{argument} of {name} must be from 0 to 255 for images of uint8, got {value!r}")
         if step.of._makes_floats and not floats:
+            means = np.atleast_1d(getattr(step.of, "mean", 0.0))
+            if (np.abs(means) > 1.0).any():
+                raise ValueError(
+                    f"mean of {name} must be in units of 0..1 for images of uint8, which are divided by 255, got "
+                    f"{means.max():g}; divide mean and std by 255"
+                )
             if not step.applies.all():
                 raise ValueError(
                     f"{name} must be applied to all samples, because it makes float32 of uint8; some were left out by "
@@ -406,8 +429,11 @@ def refuse_values(steps: list[Step], images: Images, kind: str) -> None:
             floats = True
         if step.of._leaves_unit:
             left = name
-    if not needs:
-        return
+    return needs
+
+
+def refuse_range(images: Images, kind: str, needs: str) -> None:
+    """An error for floats that are not in 0..1."""
     index = _core.outside_unit(flat(images.dense), kind)
     if index is not None:
         value = images.dense.reshape(-1)[index : index + 1]
@@ -439,19 +465,21 @@ def cut(steps: list[Step], size: Shape, dtype: np.dtype[Any]) -> list[Segment]:
     return segments
 
 
-def advance(segment: Segment, source: Images | Result, target: Result, n: int, before: Shape) -> None:
-    """Brings the pictures from one place to another through a segment."""
+def advance(segment: Segment, source: Images | Result, target: Result, n: int, before: Shape, unit: bool) -> bool:
+    """Brings the pictures from one place to another through a segment; `False` if they must be in 0..1 and are not."""
     kind = type_name(source.dense)
     mixes = segment.mixes
-    if not segment.stages and mixes and source.planar == target.planar:
+    if not segment.stages and not unit and mixes and source.planar == target.planar:
         mix(source.dense, target.dense, target.planar, kind, mixes[0])
         mixes = mixes[1:]
     else:
         memory = flat(source.dense), flat(target.dense)
         sizes = (*before, source.planar), (*segment.size, target.planar)
-        _core.augment(*memory, kind, n, *sizes, segment.stages)
+        if not _core.augment(*memory, kind, n, *sizes, segment.stages, unit):
+            return False
     for step in mixes:
         mix(target.dense, target.dense, target.planar, type_name(target.dense), step)
+    return True
 
 
 class Targets:
@@ -481,8 +509,16 @@ class Targets:
                 item = Points(
                     array, name, n, kind == "boxes", chain.box_format, chain.outside == "keep", chain.min_visibility
                 )
-            elif kind == "label" and mixing:
-                item = soft_labels(array, name, n, self._classes(mixing))
+            elif kind == "label":
+                if np.shape(array)[:3] == (n, *size[:2]) or np.shape(array)[2:] == size[:2]:
+                    raise ValueError(
+                        f"{name} must be labels, got the shape of masks, {np.shape(array)}; "
+                        'Compose(..., targets=("image", "mask")) says that they are masks'
+                    )
+                if hasattr(array, "__len__") and len(array) != n:
+                    raise ValueError(f"{name} must have a label for each of {n} samples, got {len(array)}")
+                if mixing:
+                    item = soft_labels(array, name, n, self._classes(mixing))
             self._items.append((kind, name, item, axes))
 
     def _classes(self, mixing: list[Step]) -> int | None:

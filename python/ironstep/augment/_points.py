@@ -20,6 +20,8 @@ class Points:
         self._boxes, self._form, self._keep, self._visibility = boxes, form, keep, visibility
         self._lengths: list[int] | None = None
         self._width = 4 if boxes else 2
+        if isinstance(values, np.ndarray) and values.dtype == object and values.ndim == 1:
+            values = list(values)
         if isinstance(values, (list, tuple)):
             given = [self._checked(x, f"{name}[{i}]", 2) for i, x in enumerate(values)]
             if len(given) != n:
@@ -51,8 +53,13 @@ class Points:
 
     def _checked(self, x: Any, name: str, ndim: int) -> Array:
         array = unmasked(x, name)
-        if array.dtype.kind != "f" or array.dtype.itemsize < 4:
-            raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use .astype(np.float32)")
+        if array.size == 0 and ndim == 2:
+            # An image without any, in whatever way that is said.
+            return np.zeros((0, self._width), array.dtype if array.dtype.char in "fd" else np.float32)
+        if array.dtype.kind in "iu":
+            array = array.astype(np.float32)
+        if array.dtype.char not in "fd":
+            raise TypeError(f"{name} must be numbers of float32 or float64, got {array.dtype}; use .astype(np.float32)")
         if array.ndim != ndim or array.shape[-1] != self._width:
             shape = f"({'N, ' if ndim == 3 else ''}K, {self._width})"
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")

@@ -33,7 +33,10 @@ def preview(chain: Compose, images: Any, *others: Any, seed: int, samples: int, 
         raise ValueError("images must have at least 1 image to draw, got none")
     k = min(n, samples)
     given = [x[:k] if x is not None else None for x in (images, *others)]
-    figure = new_figure(PANEL * (versions + 1), PANEL * k + 0.3)
+    if shown_range(given[0]) > 1.0:
+        raise ValueError(f"images of floats must be in 0..1 to be drawn, got {shown_range(given[0])}; divide by 255")
+    _, (height, width, _) = Images.sizes(np.shape(images), chain.layout)
+    figure = new_figure(PANEL * (versions + 1), PANEL * min(max(height / max(width, 1), 0.3), 3.0) * k + 0.3)
     axes = figure.subplots(k, versions + 1, squeeze=False)
     columns: list[tuple[str, tuple[Any, ...], str]] = [("original", tuple(given), chain.layout)]
     for epoch in range(versions):
@@ -57,6 +60,12 @@ def preview(chain: Compose, images: Any, *others: Any, seed: int, samples: int, 
     return figure
 
 
+def shown_range(images: Any) -> float:
+    """The largest value of images of floats; 0 of bytes."""
+    array = np.asarray(images)
+    return 0.0 if array.dtype == np.uint8 or array.size == 0 else float(np.nanmax(array.astype(np.float32)))
+
+
 def shown(picture: Array, chain: Transform | None) -> Array:
     """The picture as `imshow` takes it: normalisation undone, one channel without its axis, within 0..1."""
     if picture.dtype != np.uint8:
@@ -74,7 +83,9 @@ def overlay(ax: Axes, kind: str | None, array: Any, box_format: str) -> None:
     if kind == "mask":
         mask = np.asarray(array, np.float64)
         mask = mask if mask.ndim == 2 else mask[..., 0]
-        ax.imshow(np.ma.masked_equal(mask, 0), cmap="autumn", alpha=0.4, interpolation="nearest")
+        # The same colour for a value in every panel; 0 is background.
+        colours = np.ma.masked_where(mask == 0, (mask - 1) % 20)
+        ax.imshow(colours, cmap="tab20", vmin=0, vmax=19, alpha=0.5, interpolation="nearest")
     elif kind == "boxes":
         from matplotlib.patches import Rectangle
 

@@ -43,6 +43,8 @@ def _array(x: Any, name: str, written: bool = False) -> Any:
         raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}")
     if x.requires_grad:
         raise TypeError(f"{name} must not require a gradient: augmentation has no backward pass; use .detach()")
+    if written and x.is_neg():
+        raise TypeError(f"{name} must not be a negated view, because it is written; use .resolve_neg()")
     if x.dtype == torch.bfloat16:
         return _core.tensor_view(x, name, written=written)
     return x.resolve_neg().numpy()
@@ -51,6 +53,8 @@ def _array(x: Any, name: str, written: bool = False) -> Any:
 def _tensor(x: Any) -> Any:
     if isinstance(x, list):
         return [_tensor(item) for item in x]
+    if not isinstance(x, np.ndarray):  # one number of an array
+        return torch.as_tensor(x)
     if x.dtype.name == "bfloat16" or x.dtype.metadata is not None:
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)
@@ -62,6 +66,11 @@ class Augmented(Dataset[Any]):
     A sample depends on the seed, its index and the epoch: not on the number of workers, the batch size or the order. A
     batch is augmented in one call (`__getitems__`), so Mixup and CutMix work too. Pictures of different sizes go
     through the chain one by one.
+
+    It should be the outermost data set: `Augmented(ConcatDataset([a, b]), ...)`. A data set around it that asks for
+    samples one by one, as `ConcatDataset` does, leaves Mixup and CutMix no partner, and nothing is mixed.
+
+    Boxes differ in number from image to image, so they need `collate_fn=lambda samples: tuple(zip(*samples))`.
 
     Args:
         dataset: With `len()` and indexing. A sample is an image (NumPy, tensor, or PIL), or a tuple of one and what
@@ -120,6 +129,10 @@ class Augmented(Dataset[Any]):
         samples = [self.dataset[int(i)] for i in indices]
         alone = [not isinstance(sample, (tuple, list)) for sample in samples]
         columns = [[self._item(x) for x in items] for items in zip(*[_row(s) for s in samples], strict=True)]
+        for image in columns[0] if columns else []:
+            # Pillow's palettes and inks are no colours.
+            if getattr(image, "mode", "RGB") not in ("L", "RGB", "RGBA"):
+                raise TypeError(f'images must be of the mode L, RGB or RGBA, got {image.mode}; use .convert("RGB")')
         key = BatchKey(self.seed, int(self._epoch), 0, numbers)
         if len({np.shape(image) for image in columns[0]}) > 1:
             rows = []
@@ -158,4 +171,4 @@ def _split(result: Any, kind: str | None, column: list[Any]) -> list[Any]:
     """What each sample has of a result."""
     if kind is None or (kind == "label" and result.ndim == 1 and result.dtype.kind in "iu"):
         return column  # as they came
-    return [torch.as_tensor(x) for x in result]
+    return [_tensor(x) for x in result]
