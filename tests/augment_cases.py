@@ -71,7 +71,7 @@ class Case:
 
     def given(self, c: int, byte: bool) -> dict[str, Any]:
         """The options for pictures with so many channels."""
-        each: Any = [round(255 * v) for v in EACH[:c]] if byte else EACH[:c]
+        each: Any = [round(255 * v) for v in EACH[:c]] if byte and "mean" not in self.options else EACH[:c]
         return {k: each if v is EACH else v for k, v in self.options.items()}
 
     def make(self, c: int, dtype: np.dtype[Any]) -> Any:

@@ -189,7 +189,7 @@ def resize(
         return x[(2 * np.arange(h) + 1) * n // (2 * h)][:, (2 * np.arange(w) + 1) * m // (2 * w)]
     y = weighted(x.astype(F32), resize_weights(n, h, antialias))
     y = weighted(y.swapaxes(0, 1), resize_weights(m, w, antialias)).swapaxes(0, 1)
-    return narrowed(y + F32(0), x)  # a sum of zeros is +0
+    return narrowed(y + F32.type(0), x)  # a sum of zeros is +0
 
 
 # -- Blur --------------------------------------------------------------------------------------------------------------

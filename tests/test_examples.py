@@ -40,12 +40,12 @@ def run(name: str, args: str, out: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def check_picture(path: Path, stdout: str, size: tuple[int, int]) -> None:
-    assert stdout.splitlines()[-1].endswith(str(path))
+def check_picture(path: Path, stdout: str, size: tuple[int, int], least: int = 20_000) -> None:
+    assert any(line.endswith(str(path)) for line in stdout.splitlines()[-2:])
     png = path.read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == size
-    assert 20_000 < len(png) < 1_000_000
+    assert least < len(png) < 1_000_000
 
 
 def example(name: str) -> ModuleType:
@@ -110,6 +110,9 @@ def test_digits_runs(tmp_path: Path) -> None:
         ("finetune", "--seeds 0"),
         ("bridge", "--epochs 0"),
         ("bridge", "--seeds 0"),
+        ("augment", "--epochs 0"),
+        ("augment", "--seeds 0"),
+        ("augment", "--size 7"),
     ],
 )
 def test_refuses(name: str, args: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +131,8 @@ def test_refuses(name: str, args: str, request: pytest.FixtureRequest, capsys: p
         ("network", "sklearn", "demo"),
         ("finetune", "matplotlib", "plot"),
         ("bridge", "torch", "torch"),
+        ("augment", "matplotlib", "plot"),
+        ("augment", "PIL", "plot"),
     ],
 )
 def test_says_what_is_missing(name: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,3 +247,58 @@ def test_finetune_loads_and_freezes(finetune: ModuleType) -> None:
         assert same == (int(name.split(".")[0]) < finetune.DENSE), name
     later = finetune.finetune(finetune.WAYS["unfrozen later"], before, finetune.choose(few, 2), 0)
     assert not any(np.array_equal(array, old[name]) for name, array in later.params.items() if name.endswith("weight"))
+
+
+@pytest.fixture(scope="module")
+def augment() -> ModuleType:
+    return example("augment")
+
+
+def test_augment_runs(augment: ModuleType, tmp_path: Path) -> None:
+    done = run("augment", "--epochs 3 --seeds 2", tmp_path)
+    for way in augment.WAYS:
+        row = re.search(
+            rf"^{way} +([\d.]+)% +([\d.]+)% to ([\d.]+)% +([\d.]+) +([\d.]+) +([\d.]+) s$", done.stdout, re.M
+        )
+        assert row, done.stdout
+        accuracy, low, high, test_loss, train_loss, _ = map(float, row.groups())
+        assert 30 < low <= accuracy <= high <= 100
+        assert 0 < train_loss < test_loss + 0.5 < 3
+    check_picture(tmp_path / "augment.png", done.stdout, (1600, 560))
+    check_picture(tmp_path / "augment-preview.png", done.stdout, (1050, 630), least=10_000)  # 28 digits of 8 x 8
+
+
+def test_augment_takes_a_folder_of_images(augment: ModuleType, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("dark", "light")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(120 * k, 120 * k + 130, (20 + i, 30 - i, 3), dtype=np.uint8)
+            augment.Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    images, labels, classes = augment.read(tmp_path / "photos", 16)
+    assert images.shape == (20, 16, 16, 3)
+    assert images.dtype == np.uint8
+    assert classes == ["dark", "light"]
+    assert labels.tolist() == [0] * 10 + [1] * 10
+    assert images[:10].mean() < 100 < images[10:].mean()
+    done = run("augment", f"--epochs 4 --seeds 1 --size 16 --data {tmp_path / 'photos'}", tmp_path / "out")
+    assert "2 classes" in done.stdout
+    check_picture(tmp_path / "out" / "augment.png", done.stdout, (1600, 560))
+    with pytest.raises(SystemExit, match="there is no folder"):
+        augment.read(tmp_path / "nothing", 16)
+    with pytest.raises(SystemExit, match="at least 2 classes and 10 images"):
+        augment.read(tmp_path / "photos" / "dark", 16)
+
+
+def test_augment_ways_differ_in_augmentation_alone(augment: ModuleType) -> None:
+    options = augment.parse([])
+    data = augment.load(options, 1)
+    assert data.x_train.shape == (100, 8, 8, 1)
+    chains = augment.chains(data)
+    assert list(chains) == list(augment.WAYS)
+    for way, chain in chains.items():
+        x, y = chain(0, data.x_train, data.y_train)
+        assert x.shape == (100, 1, 8, 8)
+        assert (y.ndim == 2) == ("Mixup" in way)
+    first = augment.train("as they are", data, 1, 1)._replace(seconds=0.0)
+    assert augment.train("as they are", data, 1, 1)._replace(seconds=0.0) == first
