@@ -620,3 +620,67 @@ def test_params_from_a_file(tmp_path: Any) -> None:
     np.savez(tmp_path / "params.npz", **rotate.sample(0, BYTES))
     with np.load(tmp_path / "params.npz") as params:
         same(rotate.apply(params, BYTES), rotate(0, BYTES))
+
+
+def test_points_of_samples_that_a_step_leaves_alone() -> None:
+    """A step clips to its own size, but not the boxes of samples that go another way."""
+    chain = Compose([OneOf([RandomCrop(32), Resize(32)])], targets=("image", "boxes", "keypoints"))
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    params = chain.sample(0, images)
+    params[0][0].update(apply=np.array([False, True]), top=np.array([0, 32]), left=np.array([0, 32]))
+    params[0][1].update(apply=np.array([True, False]))
+    boxes, points = np.tile([40.0, 40, 60, 60], (2, 1, 1)), np.tile([50.0, 50], (2, 1, 1))
+    _, boxes, points = chain.apply(params, images, boxes, points)
+    np.testing.assert_array_equal(boxes[:, 0], [[20, 20, 30, 30], [8, 8, 28, 28]])
+    np.testing.assert_array_equal(points[:, 0], [[24.75, 24.75], [18, 18]])
+
+
+def test_an_output_that_is_another_array_of_the_call() -> None:
+    x = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+    chain = Compose([RandomHorizontalFlip(p=1.0)], layout="NHW", targets=("image", "mask"), inplace=True)
+    images, mask = chain(0, x, x)
+    same(mask, np.array([[[2, 1, 0], [5, 4, 3]]], np.uint8))
+    assert images is x
+    x, mask = np.arange(6, dtype=np.uint8).reshape(1, 2, 3), np.zeros((1, 2, 3), np.uint8)
+    got = Compose(chain.transforms, layout="NHW", targets=chain.targets)(0, x, mask, out=mask)
+    assert got[0] is mask
+    assert (got[1] == 0).all()
+
+
+def test_a_picture_on_the_way_that_no_memory_holds() -> None:
+    chain = Compose([Resize((2**24, 2**24)), Resize(8)])
+    with pytest.raises(MemoryError, match="no memory for a picture between two transforms"):
+        chain(0, BYTES)
+
+
+def test_labels_of_any_kind_pass() -> None:
+    ragged = [np.arange(k) for k in range(6)]
+    for labels in (ragged, {"a": 1}, None, "abc", list("abcdef"), np.arange(6.0), np.eye(6)):
+        assert Compose([RandomHorizontalFlip()])(0, BYTES, labels)[1] is labels
+
+
+def test_large_weights_and_parameters() -> None:
+    flips = [RandomHorizontalFlip(), RandomVerticalFlip()]
+    drawn = OneOf(flips, weights=[1e308, 1e308]).sample(0, (2000, 4, 4, 1))
+    assert 400 < sum(p["apply"].sum() for p in drawn) < 1600
+    crop = RandomCrop(8).sample(0, BYTES)
+    crop["top"] = np.full(6, 2**64 - 1, np.uint64)
+    with pytest.raises(ValueError, match=r"params\['top'\] must be below 2\*\*63"):
+        RandomCrop(8).apply(crop, BYTES)
+    crop["top"] = np.ma.masked_array(np.zeros(6, np.int64), True)
+    with pytest.raises(TypeError, match="masked array"):
+        RandomCrop(8).apply(crop, BYTES)
+    with pytest.raises(TypeError, match="weights must be a list"):
+        OneOf(flips, weights=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"transforms\[0\] must have no layout, out_layout"):
+        Compose([Compose(flips, layout="NCHW", out_layout="NHWC")])
+    with pytest.raises(TypeError, match=r"write RandomHorizontalFlip\(\.\.\.\)"):
+        Compose([RandomHorizontalFlip])  # type: ignore[list-item]
+
+
+def test_mixed_labels_that_are_infinite() -> None:
+    cut = CutMix(mode="sample")
+    params = cut.sample(0, BYTES)
+    params["box"][:] = 0, 0, 12, 12
+    logits = np.where(np.eye(6), 0.0, -np.inf)
+    same(cut.apply(params, BYTES, logits)[1], logits[params["partner"]])

@@ -169,3 +169,58 @@ def test_augmented_refuses() -> None:
         Augmented([], GaussianNoise(), seed=-1)
     with pytest.raises(ValueError, match="epoch must be from 0"):
         Augmented([], GaussianNoise(), seed=0).set_epoch(-1)
+
+
+def test_bfloat16_in_place_and_expanded() -> None:
+    images = torch.arange(6.0).bfloat16().reshape(1, 1, 2, 3) / 6
+    want = images.flip(3)
+    chain = Compose([RandomHorizontalFlip(1.0)], layout="NCHW", inplace=True)
+    chain(0, images)
+    assert torch.equal(images, want)
+    expanded = torch.rand(1, 1, 2, 3).expand(4, 1, 2, 3)
+    assert torch.equal(chain(0, expanded), expanded.flip(3))
+    negated = torch.view_as_complex(torch.zeros(1, 1, 2, 3, 2)).conj().imag
+    assert negated.is_neg()
+    with pytest.raises(TypeError, match="out must not be a negated view"):
+        chain(0, torch.zeros(1, 1, 2, 3), out=negated)
+
+
+def test_subclasses_of_tensors() -> None:
+    from torchvision.tv_tensors import Image
+
+    images = Image(torch.from_numpy(BYTES))
+    got = Compose([RandomHorizontalFlip(1.0)], layout="NCHW")(0, images)
+    assert torch.equal(got, torch.from_numpy(BYTES).flip(3))
+
+
+def test_samples_of_several_types() -> None:
+    data = [(np.full((4, 5, 3), 200, np.uint8), 0), (np.full((4, 5, 3), 0.5, np.float32), 1)]
+    augmented = Augmented(data, Normalize(0, 1), seed=0)
+    both = augmented.__getitems__([0, 1])
+    assert torch.equal(both[0][0], augmented[0][0])
+    assert torch.equal(both[1][0], augmented[1][0])
+    half = Augmented([torch.rand(1, 4, 4).bfloat16()], Compose([], layout="NCHW"), seed=0)
+    assert half[0].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="must have one size and type for MixUp and CutMix"):
+        Augmented(data, MixUp(num_classes=2), seed=0).__getitems__([0, 1])
+
+
+def test_detection_samples() -> None:
+    data = [(np.zeros((8, 8, 3), np.uint8), np.ones((k, 4), np.float32).cumsum(1), np.arange(k)) for k in range(4)]
+    chain = Compose([RandomHorizontalFlip(1.0)], targets=("image", "boxes", "label"))
+    loader = DataLoader(
+        Augmented(data, chain, seed=0), batch_size=4, collate_fn=lambda samples: tuple(zip(*samples, strict=True))
+    )
+    images, boxes, labels = next(iter(loader))
+    assert [tuple(b.shape) for b in boxes] == [(k, 4) for k in range(4)]
+    assert torch.equal(boxes[1], torch.tensor([[5.0, 2.0, 7.0, 4.0]]))
+    assert [len(label) for label in labels] == [0, 1, 2, 3]
+    assert len(images) == 4
+
+
+def test_palettes_are_refused() -> None:
+    from PIL import Image
+
+    image = Image.fromarray(BYTES[0].transpose(1, 2, 0)).convert("P")
+    with pytest.raises(TypeError, match=r'use .convert\("RGB"\)'):
+        _ = Augmented([image], Compose([], layout="NHW"), seed=0)[0]

@@ -134,6 +134,8 @@ pub struct Chain {
     input: Shape,
     output: Shape,
     stored: Stored,
+    /// Elements of the largest picture on the way.
+    largest: usize,
 }
 
 impl Chain {
@@ -155,11 +157,13 @@ impl Chain {
             }
             checked.push((op, stage.applies));
         }
-        let chain = Chain { stages: checked, n, input, output, stored };
+        let mut chain = Chain { stages: checked, n, input, output, stored, largest: input.len() };
+        let mut largest = input.len();
         for i in 0..n {
             let mut shape = input;
             for (op, _) in chain.applied(i) {
                 shape = op.shape(i, shape).map_err(|error| format!("sample {i}: {error}"))?;
+                largest = largest.max(shape.len());
             }
             if shape.sized(output.h, output.w) != shape || shape.c != output.c {
                 let Shape { h, w, c, .. } = shape;
@@ -169,7 +173,13 @@ impl Chain {
                 ));
             }
         }
+        chain.largest = largest;
         Ok(chain)
+    }
+
+    /// Whether there is memory for the pictures on the way.
+    pub fn has_room(&self) -> bool {
+        Vec::<f32>::new().try_reserve_exact(self.largest).is_ok()
     }
 
     /// What the pictures are stored as afterwards.

@@ -1,7 +1,7 @@
 //! Augmentation, as `python/ironstep/augment` calls it: with the memory of dense arrays as bytes.
 
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 
 use super::array::Header;
@@ -35,7 +35,9 @@ impl Memory {
         if fits && array.is_contiguous() && (memory.bytes == 0 || memory.ptr.addr().is_multiple_of(size)) {
             return Ok(memory);
         }
-        Err(PyValueError::new_err(format!("{name} must be contiguous, aligned, and of the size that its shape says")))
+        Err(PyValueError::new_err(format!(
+            "{name} must be contiguous, aligned, and of the size that its shape says, with axes of at most 2**28"
+        )))
     }
 
     /// What is written: apart from `input`, or the same memory.
@@ -96,7 +98,11 @@ fn chain(stages: &Stages<'_>, n: usize, input: Shape, output: Shape, stored: Sto
             table: Table { n: count, columns: width, rows, settings },
         });
     }
-    ieee(|| Chain::new(all, n, input, output, stored)).map_err(PyValueError::new_err)
+    let chain = ieee(|| Chain::new(all, n, input, output, stored)).map_err(PyValueError::new_err)?;
+    if !chain.has_room() {
+        return Err(PyMemoryError::new_err("there is no memory for a picture between two transforms"));
+    }
+    Ok(chain)
 }
 
 /// Runs the stages over `n` pictures; `out` may be `images`. With `unit`, floats must lie in 0..1: `False` if one does not, and

@@ -161,7 +161,12 @@ def refuse_overlap(out: Array, images: Array) -> None:
 
 def mask_layout(mask: Array, name: str, layout: str, n: int, size: tuple[int, int]) -> str:
     """Its axes: those of the images, or without channels."""
-    if mask.dtype.hasobject or mask.dtype.kind not in "biufV" or mask.dtype.itemsize not in (1, 2, 4, 8):
+    if (
+        mask.dtype.hasobject
+        or mask.dtype.names
+        or mask.dtype.kind not in "biufV"
+        or mask.dtype.itemsize not in (1, 2, 4, 8)
+    ):
         raise TypeError(f"{name} must be an array of numbers of 1, 2, 4 or 8 bytes, got {mask.dtype}")
     axes = "NHW" if mask.ndim == 3 else layout
     shape = mask.shape
@@ -286,4 +291,4 @@ def mix_labels(labels: Array, step: Any) -> Array:
     own, other = lam.astype(labels.dtype), (1.0 - lam).astype(labels.dtype)
     mixed: Array = own * labels + other * labels[step.partner]
     # Where nothing is mixed, nothing is computed.
-    return np.where(lam == 1.0, labels, mixed)
+    return np.where(lam == 1.0, labels, np.where(lam == 0.0, labels[step.partner], mixed))

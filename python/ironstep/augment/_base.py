@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..data import MAX_SEED, BatchKey
-from ..functional._arrays import PROBABILITY, Array, integer, number
+from ..functional._arrays import PROBABILITY, Array, integer, number, unmasked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,12 +113,14 @@ def rows(params: Any, name: str, n: int, width: int = 1, integer: bool = False) 
     if name not in params:
         raise ValueError(f"params must have {name!r}, got {sorted(params)}")
     shape = (n,) if width == 1 else (n, width)
-    given = np.asarray(params[name])
+    given = unmasked(params[name], f"params[{name!r}]")
     if given.dtype.kind not in ("biu" if integer else "biuf"):
         kind = "whole numbers" if integer else "numbers"
         raise TypeError(f"params[{name!r}] must be an array of {kind}, got {given.dtype}")
     if given.shape != shape:
         raise ValueError(f"params[{name!r}] must have shape {shape}, a row for each sample, got {given.shape}")
+    if integer and given.dtype.kind == "u" and given.size and int(given.max()) >= 2**63:
+        raise ValueError(f"params[{name!r}] must be below 2**63, got {given.max()}")
     values = np.ascontiguousarray(given, np.int64 if integer else np.float64)
     if not integer and not np.isfinite(values).all():
         raise ValueError(f"params[{name!r}] must be finite, got {values[~np.isfinite(values)][0]}")
@@ -155,13 +157,6 @@ def to_key(key: Any, n: int) -> BatchKey:
             f"{type(key).__name__ if hasattr(key, 'shape') else repr(key)}"
         )
     return BatchKey(integer("key", key, 0, MAX_SEED), 0, 0, np.arange(n, dtype=np.int64))
-
-
-def identity(n: int) -> NDArray[np.float64]:
-    """Maps that leave all points where they are, of shape (n, 2, 3)."""
-    maps = np.zeros((n, 2, 3))
-    maps[:, 0, 0] = maps[:, 1, 1] = 1.0
-    return maps
 
 
 # -- Transforms --------------------------------------------------------------------------------------------------------
@@ -384,7 +379,14 @@ class Group(Transform):
             raise TypeError(f"transforms must be a list of transforms, got {transforms!r}")
         for i, transform in enumerate(transforms):
             if not isinstance(transform, Transform):
-                raise TypeError(f"transforms[{i}] must be a transform of ironstep.augment, got {transform!r}")
+                hint = f"; write {transform.__name__}(...)" if isinstance(transform, type) else ""
+                raise TypeError(f"transforms[{i}] must be a transform of ironstep.augment, got {transform!r}{hint}")
+            if isinstance(transform, Group):
+                told = {name for name, _ in transform._arguments()} - {"transforms", "weights", "p"}
+                if told:
+                    raise ValueError(
+                        f"transforms[{i}] must have no {', '.join(sorted(told))}; the outermost Compose has it for all"
+                    )
         self.transforms = list(transforms)
 
     def _children(self, params: Any) -> list[tuple[Transform, Any]]:

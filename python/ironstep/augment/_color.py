@@ -54,8 +54,9 @@ class ColorJitter(Transform):
       \text{saturation: } f x + (1 - f)\, g(x)$$
 
     clamped to 0 .. 1 (float) or 0 .. 255 (uint8); hue is turned by $f$ of a full circle in the HSV colour space. A
-    factor of 1 (hue: 0) changes nothing. All of it is torchvision's, down to the rounding: after each step a uint8
-    picture is uint8 again, rounded towards 0, and so is its mean gray. But each sample has its own factors and order.
+    factor of 1 (hue: 0) changes nothing. All of it is torchvision's: after each step a uint8 picture is
+    uint8 again, rounded towards 0, and so is its mean gray. (torch fuses a multiplication with an addition here and
+    there, so now and then a value is a level off.) But each sample has its own factors and order.
 
     On pictures of one channel (gray), saturation and hue do nothing; of four, the last one (alpha) stays.
 

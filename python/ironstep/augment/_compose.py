@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ from ._arrays import (
     mix_labels,
     mix_masks,
     move_masks,
+    overlaps_itself,
     refuse_mixed,
     refuse_overlap,
     soft_labels,
@@ -40,7 +42,6 @@ from ._base import (
     Stage,
     Transform,
     choice,
-    identity,
     leaves,
     rows,
     to_key,
@@ -87,8 +88,10 @@ class OneOf(Group):
         self.weights: list[float] | None = None
         if weights is not None:
             limit = Limit(0.0, math.inf, "finite and at least 0", closed=False)
+            if not isinstance(weights, (Sequence, np.ndarray)):
+                raise TypeError(f"weights must be a list of numbers, one for each transform, or None, got {weights!r}")
             self.weights = [number(f"weights[{i}]", weight, limit) for i, weight in enumerate(weights)]
-            if len(self.weights) != len(self.transforms) or not sum(self.weights) > 0:
+            if len(self.weights) != len(self.transforms) or not max(self.weights, default=0.0) > 0:
                 raise ValueError(
                     f"weights must have one for each of {len(self.transforms)} transforms, not all 0, got {weights!r}"
                 )
@@ -96,6 +99,7 @@ class OneOf(Group):
     def _chosen(self, draw: Draw, where: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         where = where & self._applies(draw)
         weights = np.asarray(self.weights or [1.0] * len(self.transforms))
+        weights = weights / weights.max()
         # The last one with a weight takes what rounding leaves.
         edges = np.cumsum(weights) / weights.sum()
         edges[int(np.flatnonzero(weights)[-1]) :] = 1.0
@@ -123,8 +127,8 @@ class Compose(Group):
     order, the number of threads or the machine. (Mixup and CutMix mix samples of a batch, so there the batch counts.)
 
     Images are uint8, float32, float16 or bfloat16. Halves are computed in float32 and rounded once at the end of the
-    chain. Between two transforms of uint8 images the pixels are bytes again. torch tensors on the CPU are taken without
-    a copy, and give tensors.
+    chain (with Mixup or CutMix in it, also before and after these). Between two transforms of uint8 images the pixels
+    are bytes again. torch tensors on the CPU are taken without a copy, and give tensors.
 
     Args:
         transforms: The transforms, in order.
@@ -136,11 +140,12 @@ class Compose(Group):
             passes through. More arrays than names pass through.
         mask_fill: What comes into a mask from outside of the picture.
         box_format: "xyxy", "xywh" or "cxcywh" (centre and size), in pixels; pixel i covers i to i + 1.
-        outside: What becomes of boxes and keypoints outside of the picture. "nan": boxes are clipped; those that have
-            left it, and keypoints, become NaN, so that all others keep their place. "keep": they stay where they are.
+        outside: What becomes of boxes and keypoints outside of the picture. "nan": boxes are clipped; those without
+            area in it, and keypoints outside, become NaN, so that all others keep their place. "keep": they stay where
+            they are.
         min_visibility: A box of which a smaller share is left in the picture has left it.
-        inplace: The images are overwritten if the result has their shape and type. (A `Batches` gives a transform
-            arrays of its own.)
+        inplace: The images are overwritten if the result has their shape and type and they may be written. (A `Batches`
+            gives a transform arrays of its own.)
 
     Masks have elements of 1, 2, 4 or 8 bytes, and the layout of the images or no axis of channels. Boxes are floats of
     shape (N, K, 4), keypoints (x, y) of shape (N, K, 2), with rows of NaN where there are fewer; or lists of N arrays.
@@ -197,6 +202,9 @@ class Compose(Group):
         self.targets = tuple(choice(f"targets[{i}]", kind, kinds) for i, kind in enumerate(targets))
         if self.targets[:1] != ("image",) or self.targets.count("image") > 1:
             raise ValueError(f'targets must begin with "image", once, got {targets!r}')
+        given: Any = mask_fill
+        if not isinstance(given, (int, float, np.number)) or isinstance(given, bool):
+            raise TypeError(f"mask_fill must be a number, got {mask_fill!r}")
         self.mask_fill = mask_fill
         self.box_format = choice("box_format", box_format, ("xyxy", "xywh", "cxcywh"))
         self.outside = choice("outside", outside, ("nan", "keep"))
@@ -302,10 +310,11 @@ def run(chain: Compose, params: Any, arrays: tuple[Any, ...], out: Any) -> Any:
     """Applies a chain to the arrays of one call."""
     if not arrays:
         raise TypeError("the images must be given, got no array")
-    if any(type(x).__module__.partition(".")[0] == "torch" for x in (*arrays, out)):
+    torch = sys.modules.get("torch")
+    if torch is not None and any(isinstance(x, torch.Tensor) for x in (*arrays, out)):
         from ..torch._augment import on_arrays
 
-        return on_arrays(lambda *arrays, out: run(chain, params, arrays, out), arrays, out)
+        return on_arrays(lambda *arrays, out: run(chain, params, arrays, out), arrays, out, chain.inplace)
     images = Images(arrays[0], "images", chain.layout)
     kind = type_name(images.array)
     if kind not in TYPES:
@@ -329,11 +338,13 @@ def run(chain: Compose, params: Any, arrays: tuple[Any, ...], out: Any) -> Any:
     planar = layout == "NCHW" if chain.out_layout else images.planar
     array, last = images.array, segments[-1].dtype
     fits = layout == chain.layout and after == before and array.dtype == last and array.flags.writeable
-    if out is None and chain.inplace and fits and isinstance(arrays[0], np.ndarray):
+    if out is None and chain.inplace and fits and isinstance(arrays[0], np.ndarray) and not overlaps_itself(array):
         out = array
     result = Result(out, "out", (n, *after), last, layout, planar)
     if out is not None:
         refuse_overlap(out, array)
+    # Before anything is written: `out` may be one of the other arrays.
+    targets.follow(steps, segments)
     # Where the result is new memory, the range is looked at on the way.
     unit = bool(needs) and out is None
     if needs and not unit:
@@ -346,7 +357,6 @@ def run(chain: Compose, params: Any, arrays: tuple[Any, ...], out: Any) -> Any:
         if not advance(segment, source, target, n, before, unit and source is images):
             refuse_range(images, kind, needs)
         source, before = target, segment.size
-    targets.follow(steps, segments)
     results = (result.done(), *targets.results())
     return results[0] if len(results) == 1 else results
 
@@ -510,12 +520,13 @@ class Targets:
                     array, name, n, kind == "boxes", chain.box_format, chain.outside == "keep", chain.min_visibility
                 )
             elif kind == "label":
-                if np.shape(array)[:3] == (n, *size[:2]) or np.shape(array)[2:] == size[:2]:
+                shape = tuple(getattr(array, "shape", ()))
+                if shape[:3] == (n, *size[:2]) or shape[2:] == size[:2]:
                     raise ValueError(
-                        f"{name} must be labels, got the shape of masks, {np.shape(array)}; "
+                        f"{name} must be labels, got the shape of masks, {shape}; "
                         'Compose(..., targets=("image", "mask")) says that they are masks'
                     )
-                if hasattr(array, "__len__") and len(array) != n:
+                if (shape or isinstance(array, (list, tuple))) and len(array) != n:
                     raise ValueError(f"{name} must have a label for each of {n} samples, got {len(array)}")
                 if mixing:
                     item = soft_labels(array, name, n, self._classes(mixing))
@@ -537,8 +548,7 @@ class Targets:
             elif kind in ("boxes", "keypoints"):
                 for step in steps:
                     if step.map is not None:
-                        maps = np.where(step.applies[:, None, None], step.map, identity(self._n))
-                        item.move(maps, step.size[:2])
+                        item.move(step.map, step.size[:2], step.applies)
                 new = item.finish(self._after[:2])
             elif kind == "label":
                 new = item

@@ -67,8 +67,14 @@ class Points:
             raise ValueError(f"{name} must be finite, or NaN in rows that are no point, got an infinite number")
         return array
 
-    def move(self, maps: NDArray[np.float64], size: tuple[int, int]) -> None:
-        """Goes through affine maps (n, 2, 3), into pictures of that height and width."""
+    def move(self, maps: NDArray[np.float64], size: tuple[int, int], where: NDArray[np.bool_]) -> None:
+        """Of the samples `where`, goes through affine maps (n, 2, 3) into pictures of that height and width."""
+        before, visible = self._at, self._visible
+        self._move(maps, size)
+        self._at = np.where(where[:, None, None], self._at, before)
+        self._visible = np.where(where[:, None], self._visible, visible)
+
+    def _move(self, maps: NDArray[np.float64], size: tuple[int, int]) -> None:
         (a, b, c), (d, e, f) = (maps[:, k, :].T[:, :, None] for k in range(2))
         if not self._boxes:
             x, y = self._at[..., 0], self._at[..., 1]

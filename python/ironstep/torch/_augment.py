@@ -12,13 +12,15 @@ from torch.utils.data import Dataset
 
 from .. import _core
 from ..augment import Compose, Transform
+from ..augment._base import PairTransform, leaves
 from ..data import MAX_SEED, BatchKey
 from ..functional._arrays import integer
 
 
-def on_arrays(apply: Callable[..., Any], arrays: tuple[Any, ...], out: Any) -> Any:
+def on_arrays(apply: Callable[..., Any], arrays: tuple[Any, ...], out: Any, inplace: bool) -> Any:
     """Calls a function of arrays with tensors: they go in without a copy, and tensors come out."""
-    given = [_array(x, f"arrays[{i}]" if i else "images") for i, x in enumerate(arrays)]
+    images = [_array(arrays[0], "images", written=inplace and out is None)]
+    given = images + [_array(x, f"arrays[{i}]") for i, x in enumerate(arrays) if i]
     results = apply(*given, out=None if out is None else _array(out, "out", written=True))
     one = not isinstance(results, tuple)
     back: list[Any] = []
@@ -65,7 +67,7 @@ class Augmented(Dataset[Any]):
 
     A sample depends on the seed, its index and the epoch: not on the number of workers, the batch size or the order. A
     batch is augmented in one call (`__getitems__`), so Mixup and CutMix work too. Pictures of different sizes go
-    through the chain one by one.
+    through the chain one by one, and cannot be mixed.
 
     It should be the outermost data set: `Augmented(ConcatDataset([a, b]), ...)`. A data set around it that asks for
     samples one by one, as `ConcatDataset` does, leaves Mixup and CutMix no partner, and nothing is mixed.
@@ -134,7 +136,13 @@ class Augmented(Dataset[Any]):
             if getattr(image, "mode", "RGB") not in ("L", "RGB", "RGBA"):
                 raise TypeError(f'images must be of the mode L, RGB or RGBA, got {image.mode}; use .convert("RGB")')
         key = BatchKey(self.seed, int(self._epoch), 0, numbers)
-        if len({np.shape(image) for image in columns[0]}) > 1:
+        images = [np.asarray(image) for image in columns[0]]
+        if len({(image.shape, image.dtype) for image in images}) > 1:
+            if any(isinstance(leaf, PairTransform) for leaf in leaves(self.transform)):
+                raise ValueError(
+                    "images of a batch must have one size and type for MixUp and CutMix; bring them to one in the "
+                    "data set"
+                )
             rows = []
             for k in range(len(samples)):
                 one = BatchKey(self.seed, key.epoch, 0, numbers[k : k + 1])
@@ -154,7 +162,7 @@ class Augmented(Dataset[Any]):
         for kind, column in zip(kinds, columns, strict=False):
             if kind in ("image", "mask"):
                 arrays.append(np.stack([np.asarray(x) for x in column]))
-            elif kind == "label":
+            elif kind == "label" and len({np.shape(x) for x in column}) == 1 and not isinstance(column[0], dict):
                 arrays.append(np.array(column))
             else:
                 arrays.append(column)
@@ -169,6 +177,8 @@ def _row(sample: Any) -> Sequence[Any]:
 
 def _split(result: Any, kind: str | None, column: list[Any]) -> list[Any]:
     """What each sample has of a result."""
-    if kind is None or (kind == "label" and result.ndim == 1 and result.dtype.kind in "iu"):
+    if kind is None or (kind == "label" and not isinstance(result, np.ndarray)):
+        return column  # as they came
+    if kind == "label" and result.ndim == 1 and result.dtype.kind not in "f":
         return column  # as they came
     return [_tensor(x) for x in result]
