@@ -14,6 +14,8 @@
 //! Pictures have one channel (the value is the gray; saturation and hue leave it), three, or four (the fourth is alpha
 //! and stays as it is).
 
+use std::any::Any;
+
 use super::tile::{self, TILE};
 use super::{Op, Pixel, Shape, Table, ViewMut, Workspace};
 use crate::parallel::CHUNK;
@@ -113,13 +115,17 @@ impl Op for Jitter {
         if let Some(at) = contrast
             && let Step::Contrast(factor, rest) = steps[at]
         {
-            let sum = simd::dispatch(isa, Pass { data: &mut *data, shape, steps: &steps[..at], sums: true });
+            // To do a step again costs less than to write the picture, but for hue.
+            let write = steps[..at].iter().any(|step| matches!(step, Step::Hue(_)));
+            let sum = simd::dispatch(isa, Pass { data: &mut *data, shape, steps: &steps[..at], sums: true, write });
             let mean = (sum / (shape.h * shape.w) as f64) as f32;
             steps[at] = Step::Linear(factor, mean * rest);
-            steps.drain(..at);
+            if write {
+                steps.drain(..at);
+            }
         }
         if !steps.is_empty() {
-            simd::dispatch(isa, Pass { data, shape, steps: &steps, sums: false });
+            simd::dispatch(isa, Pass { data, shape, steps: &steps, sums: false, write: true });
         }
     }
 }
@@ -135,18 +141,19 @@ impl Op for Gray {
     fn edit<P: Pixel>(&self, _i: usize, image: ViewMut<'_, P>, _work: &mut Workspace, isa: Isa) {
         let ViewMut { data, shape } = image;
         if shape.c > 1 {
-            simd::dispatch(isa, Pass { data, shape, steps: &[Step::Gray], sums: false });
+            simd::dispatch(isa, Pass { data, shape, steps: &[Step::Gray], sums: false, write: true });
         }
     }
 }
 
-/// One pass over a picture: does all steps to each pixel, and gives the sum of the gray that comes out if that is
-/// wanted.
+/// One pass over a picture: does all steps to each pixel, gives the sum of the gray that comes out if that is wanted, and
+/// writes the pixels if that is.
 struct Pass<'a, P> {
     data: &'a mut [P],
     shape: Shape,
     steps: &'a [Step],
     sums: bool,
+    write: bool,
 }
 
 /// One channel of a tile.
@@ -157,63 +164,63 @@ impl<P: Pixel> Kernel for Pass<'_, P> {
 
     #[inline(always)]
     fn run(self) -> f64 {
-        let Pass { data, shape, steps, sums } = self;
+        let Pass { data, shape, steps, sums, write } = self;
         let pixels = shape.h * shape.w;
+        let colours = shape.c.min(3);
         let mut planes = [[0.0; TILE]; 4];
         let mut apart = [[P::default(); TILE]; 4];
         let mut scratch = [0.0; TILE];
         let mut partials = Vec::new();
         let mut lanes = Lanes::default();
+        // Of bytes. Exact, so that the order does not matter.
+        let mut total = 0;
         for start in (0..pixels).step_by(TILE) {
             let n = TILE.min(pixels - start);
             load(data, shape, start, n, &mut apart, &mut planes);
-            let [r, g, b, _] = &mut planes;
             for &step in steps {
                 match step {
                     Step::Brightness(f) => {
-                        for plane in [&mut *r, g, b].into_iter().take(shape.c) {
-                            for x in plane {
-                                *x = hold::<P>(*x * f);
-                            }
+                        for x in planes[..colours].as_flattened_mut() {
+                            *x = if P::BYTE { whole(less(*x * f, 255.0)) } else { unit(*x * f) };
                         }
                     }
                     Step::Linear(f, c) => {
-                        for plane in [&mut *r, g, b].into_iter().take(shape.c) {
-                            for x in plane {
+                        for x in planes[..colours].as_flattened_mut() {
+                            *x = hold::<P>(*x * f + c);
+                        }
+                    }
+                    Step::Saturation(f, rest) => {
+                        let [r, g, b, _] = &mut planes;
+                        for (((c, r), g), b) in scratch.iter_mut().zip(&*r).zip(&*g).zip(&*b) {
+                            *c = gray::<P>(*r, *g, *b) * rest;
+                        }
+                        for plane in &mut planes[..colours] {
+                            for (x, c) in plane.iter_mut().zip(&scratch) {
                                 *x = hold::<P>(*x * f + c);
                             }
                         }
                     }
-                    Step::Saturation(f, rest) => {
-                        for ((r, g), b) in r.iter_mut().zip(&mut *g).zip(&mut *b) {
-                            let c = gray::<P>(*r, *g, *b) * rest;
-                            *r = hold::<P>(*r * f + c);
-                            *g = hold::<P>(*g * f + c);
-                            *b = hold::<P>(*b * f + c);
-                        }
-                    }
                     Step::Hue(turns) => {
-                        // Short loops: of a long chain of operations too few pixels are under way at once. The value
-                        // has a plane of its own, or a channel that keeps it would be written with a mask, which is
-                        // slow.
-                        for (((r, g), b), v) in r.iter_mut().zip(&mut *g).zip(&*b).zip(&mut scratch) {
-                            [*r, *g, *v] = to_hsv::<P>([*r, *g, *b]);
+                        let [r, g, b, _] = &mut planes;
+                        let turn = Turn::new(turns);
+                        // Short loops: of a long chain of operations too few pixels are under way at once. No result may
+                        // go to the place of a channel that is one of its cases (the least to b), or it would be written
+                        // with a mask, which is slow.
+                        for (((r, g), b), value) in r.iter_mut().zip(&mut *g).zip(&mut *b).zip(&mut scratch) {
+                            [*value, *b, *g, *r] = sort::<P>([*r, *g, *b]);
+                        }
+                        for (((r, g), b), value) in r.iter_mut().zip(&mut *g).zip(&mut *b).zip(&scratch) {
+                            [*r, *g, *b] = to_hsv::<P>([*value, *b, *g, *r]);
                         }
                         for h in &mut *r {
-                            *h = turn(*h, turns);
+                            *h = turn.turn(*h);
                         }
                         for (((r, g), b), v) in r.iter_mut().zip(&mut *g).zip(&mut *b).zip(&scratch) {
-                            [*r, *g, *b] = from_hsv::<P>([*r, *g, *v]);
-                        }
-                        if P::BYTE {
-                            for plane in [&mut *r, g, b] {
-                                for x in plane {
-                                    *x = whole(*x * 255.999);
-                                }
-                            }
+                            [*r, *g, *b] = from_hsv::<P>([*r, *g, *v, *b]);
                         }
                     }
                     Step::Gray => {
+                        let [r, g, b, _] = &mut planes;
                         for ((r, g), b) in r.iter_mut().zip(&mut *g).zip(&mut *b) {
                             let c = gray::<P>(*r, *g, *b);
                             [*r, *g, *b] = [c; 3];
@@ -224,21 +231,27 @@ impl<P: Pixel> Kernel for Pass<'_, P> {
                 }
             }
             if sums {
+                let [r, g, b, _] = &planes;
                 if shape.c > 1 {
-                    for (((x, r), g), b) in scratch.iter_mut().zip(&*r).zip(&*g).zip(&*b) {
+                    for (((x, r), g), b) in scratch.iter_mut().zip(r).zip(g).zip(b) {
                         *x = gray::<P>(*r, *g, *b);
                     }
                 }
-                lanes.add(&(if shape.c > 1 { &scratch } else { &*r })[..n], f64::from);
-                if (start + n) % CHUNK == 0 || start + n == pixels {
-                    partials.push(std::mem::take(&mut lanes).total());
+                let grays = &(if shape.c > 1 { &scratch } else { r })[..n];
+                if P::BYTE {
+                    total += grays.iter().map(|&x| integer(x)).sum::<i32>() as u64;
+                } else {
+                    lanes.add(grays, f64::from);
+                    if (start + n) % CHUNK == 0 || start + n == pixels {
+                        partials.push(std::mem::take(&mut lanes).total());
+                    }
                 }
             }
-            if !steps.is_empty() {
+            if write {
                 store(data, shape, start, n, &mut apart, &planes);
             }
         }
-        tree(&mut partials)
+        if P::BYTE { total as f64 } else { tree(&mut partials) }
     }
 }
 
@@ -276,10 +289,8 @@ fn load_pixels<P: Pixel, const C: usize>(pixels: &[[P; C]], apart: &mut [[P; TIL
         // Bytes are taken apart as bytes: other shuffles.
         Some(tile) if P::BYTE => {
             tile::split(tile, apart, |p| p);
-            for k in 0..C {
-                for j in 0..TILE {
-                    planes[k][j] = apart[k][j].widen();
-                }
+            for (x, p) in planes.as_flattened_mut().iter_mut().zip(apart.as_flattened()) {
+                *x = p.widen();
             }
         }
         Some(tile) => tile::split(tile, planes, P::widen),
@@ -293,7 +304,7 @@ fn load_pixels<P: Pixel, const C: usize>(pixels: &[[P; C]], apart: &mut [[P; TIL
     }
 }
 
-/// The other way.
+/// The other way. Bytes are whole numbers by now.
 #[inline(always)]
 fn store<P: Pixel>(
     data: &mut [P],
@@ -305,11 +316,10 @@ fn store<P: Pixel>(
 ) {
     if shape.planar || shape.c == 1 {
         // Alpha is not touched.
-        for (k, plane) in planes.iter().take(shape.c.min(3)).enumerate() {
-            let to = &mut data[k * shape.h * shape.w + start..][..n];
-            for (p, &x) in to.iter_mut().zip(plane) {
-                *p = P::narrow(x);
-            }
+        let planes = planes.iter().zip(apart).take(shape.c.min(3)).enumerate();
+        for (k, (plane, apart)) in planes {
+            narrow(plane, apart);
+            data[k * shape.h * shape.w + start..][..n].copy_from_slice(&apart[..n]);
         }
     } else if shape.c == 3 {
         store_pixels(
@@ -326,11 +336,7 @@ fn store<P: Pixel>(
 fn store_pixels<P: Pixel, const C: usize>(pixels: &mut [[P; C]], apart: &mut [[P; TILE]; C], planes: &[Plane; C]) {
     match pixels.first_chunk_mut() {
         Some(tile) if P::BYTE => {
-            for k in 0..C {
-                for j in 0..TILE {
-                    apart[k][j] = P::narrow(planes[k][j]);
-                }
-            }
+            narrow(planes.as_flattened(), apart.as_flattened_mut());
             tile::join(apart, tile, |p| p);
         }
         Some(tile) => tile::join(planes, tile, P::narrow),
@@ -344,20 +350,39 @@ fn store_pixels<P: Pixel, const C: usize>(pixels: &mut [[P; C]], apart: &mut [[P
     }
 }
 
+/// `P::narrow` of what a pixel can hold: nothing is left to round.
+#[inline(always)]
+fn narrow<P: Pixel>(planes: &[f32], to: &mut [P]) {
+    for (p, &x) in to.iter_mut().zip(planes) {
+        // With a clamp, though there is nothing to clamp either, this is an instruction.
+        let byte = if P::BYTE { integer(x).clamp(0, 255) as u8 } else { 0 };
+        *p = match (&byte as &dyn Any).downcast_ref() {
+            Some(&byte) => byte,
+            None => P::narrow(x),
+        };
+    }
+}
+
 /// What a pixel can hold of `x`.
 #[inline(always)]
 fn hold<P: Pixel>(x: f32) -> f32 {
-    if P::BYTE { whole(x) } else { unit(x) }
+    // The second operand of `more` is what NaN becomes.
+    if P::BYTE { whole(less(more(x, 0.0), 255.0)) } else { unit(x) }
 }
 
-/// Clamped to 0 .. 255 (NaN: 0) and without its fraction.
+/// `x` of 0 .. 255 without its fraction.
 #[inline(always)]
 fn whole(x: f32) -> f32 {
-    let x = if x > 0.0 { x } else { 0.0 };
-    let x = if x < 255.0 { x } else { 255.0 };
+    integer(x) as f32
+}
+
+/// As [`whole`].
+#[inline(always)]
+fn integer(x: f32) -> i32 {
+    debug_assert!((0.0..256.0).contains(&x));
     // `floor` is a call where the instruction set is old, and the checks of `as` cost more than the conversion.
     // SAFETY: x is within 0 .. 255.
-    (unsafe { x.to_int_unchecked::<i32>() }) as f32
+    unsafe { x.to_int_unchecked::<i32>() }
 }
 
 /// Clamped to 0 .. 1; NaN stays.
@@ -373,96 +398,145 @@ fn gray<P: Pixel>(r: f32, g: f32, b: f32) -> f32 {
     if P::BYTE { whole(gray) } else { gray }
 }
 
-/// The larger one. NaN if an `f32` is; bytes have none.
+/// The larger one; `b` if one is NaN. An instruction, unlike `f32::max`.
 #[inline(always)]
-fn larger<P: Pixel>(a: f32, b: f32) -> f32 {
-    if a > b || (!P::BYTE && a.is_nan()) { a } else { b }
+fn more(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
+/// The smaller one; `b` if one is NaN.
 #[inline(always)]
-fn smaller(a: f32, b: f32) -> f32 {
+fn less(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
-/// Hue (in steps of 60 degrees, -1 .. 5), saturation and value of a colour.
+/// By which torchvision multiplies a byte.
+const BYTE: f32 = 1.0 / 255.0;
+
+/// Whether `x` has a sign. Where `x = a - b` this is `a < b`, unless both are zeros or one is NaN, and it relieves the
+/// units of a CPU that do comparisons as well as blends and multiplications: a blend looks at the sign alone.
 #[inline(always)]
-fn to_hsv<P: Pixel>(rgb: [f32; 3]) -> [f32; 3] {
-    let [r, g, b] = if P::BYTE { rgb.map(|x| x * (1.0 / 255.0)) } else { rgb };
-    let value = larger::<P>(larger::<P>(r, g), b);
-    let range = value - smaller(smaller(r, g), b);
-    let one = |x: f32| if range == 0.0 { 1.0 } else { x };
-    let saturation = range / one(value);
-    // Where the largest channel is on the circle, and how much nearer to one neighbour than to the other.
-    let (is_r, is_g) = (value == r, value == g);
-    let base = if is_r {
+fn negative(x: f32) -> bool {
+    (x.to_bits() as i32) < 0
+}
+
+/// `a < b`
+#[inline(always)]
+fn below<P: Pixel>(a: f32, b: f32) -> bool {
+    if P::BYTE { negative(a - b) } else { a < b }
+}
+
+/// The value of a colour (its largest channel), the middle and the least one, and where the largest is on the circle of
+/// hues, in steps of 60 degrees; with a minus sign if the least is the one after it.
+#[inline(always)]
+fn sort<P: Pixel>([r, g, b]: [f32; 3]) -> [f32; 4] {
+    let (higher, lower) = (more(r, g), less(r, g));
+    let value = more(higher, b);
+    let nan = !P::BYTE && (r.is_nan() || g.is_nan() || b.is_nan());
+    let value = if nan { f32::NAN } else { value };
+    let middle = more(lower, less(higher, b));
+    let least = less(lower, b);
+    let place = if value == r {
         0.0
-    } else if is_g {
-        2.0
-    } else {
+    } else if below::<P>(g, value) {
         4.0
-    };
-    let one_side = if is_r {
-        b
-    } else if is_g {
-        r
     } else {
-        g
+        2.0
     };
-    let other_side = if is_r {
-        g
-    } else if is_g {
-        b
-    } else {
-        r
-    };
-    let h = (value - one_side) / one(range) + base - (value - other_side) / one(range);
-    [h, saturation, value]
+    let after = below::<P>(g, b) ^ below::<P>(r, g) ^ below::<P>(r, b);
+    [value, middle, least, if after { -place } else { place }]
 }
 
-/// The hue turned by -0.5 .. 0.5 of the circle: in steps of 60 degrees, 0 .. 6 without 6.
+/// Hue (in steps of 60 degrees, -1 .. 5), saturation and value, where full is 1, of what [`sort`] gives.
 #[inline(always)]
-fn turn(h: f32, turns: f32) -> f32 {
-    let h = h * (1.0 / 6.0) + 1.0;
-    let h = if h >= 1.0 { h - 1.0 } else { h } + turns;
-    let h = if h < 0.0 { h + 1.0 } else { h };
-    let h = if h >= 1.0 { h - 1.0 } else { h } * 6.0;
-    // It may have been rounded up to 6, which is 0. NaN becomes 0 as well, and is found again in the saturation.
-    if (0.0..6.0).contains(&h) { h } else { 0.0 }
+fn to_hsv<P: Pixel>([value, middle, least, place]: [f32; 4]) -> [f32; 3] {
+    let [v, m, l] = if P::BYTE { [value, middle, least].map(|x| x * BYTE) } else { [value, middle, least] };
+    let range = v - l;
+    // (value - channel) / range: for the least this is 1 without a division.
+    let (saturation, near, far);
+    if P::BYTE {
+        // Nothing is changed by so little, but a zero. The hue of a gray does not matter.
+        saturation = range / (v + 1e-30);
+        near = (v - m) / (range + 1e-30);
+        far = 1.0;
+    } else {
+        let gray = range == 0.0;
+        saturation = range / if gray { 1.0 } else { v };
+        near = (v - m) / if gray { 1.0 } else { range };
+        // Neither that of an infinite range.
+        far = if gray { 0.0 } else { 1.0 } + range * 0.0;
+    }
+    let (one, other) = if negative(place) { (near, far) } else { (far, near) };
+    [one + place.abs() - other, saturation, v]
 }
 
-/// The colour with this hue (0 .. 6 without 6), saturation and value; still 0 .. 1 for bytes.
+/// Turns a hue by -0.5 .. 0.5 of the circle.
+#[derive(Clone, Copy)]
+struct Turn {
+    turns: f32,
+    /// Below this, `below` is added to come back to 0 .. 1, else `above`.
+    limit: f32,
+    below: f32,
+    above: f32,
+}
+
+impl Turn {
+    #[inline(always)]
+    fn new(turns: f32) -> Turn {
+        let [limit, below, above] = if turns < 0.0 { [0.0, 1.0, 0.0] } else { [1.0, 0.0, -1.0] };
+        Turn { turns, limit, below, above }
+    }
+
+    /// In steps of 60 degrees, 0 .. 6 without 6.
+    #[inline(always)]
+    fn turn(self, h: f32) -> f32 {
+        let h = h * (1.0 / 6.0) + 1.0;
+        let h = if negative(h - 1.0) { h } else { h - 1.0 } + self.turns;
+        let h = (h + if negative(h - self.limit) { self.below } else { self.above }) * 6.0;
+        // It may have been rounded up to 6, which is 0. NaN becomes 0 as well, and is found again in the saturation.
+        if h < 6.0 { h } else { 0.0 }
+    }
+}
+
+/// The colour with this hue (0 .. 6 without 6), saturation and value.
 #[inline(always)]
-fn from_hsv<P: Pixel>([h, saturation, value]: [f32; 3]) -> [f32; 3] {
+fn from_hsv<P: Pixel>([h, saturation, value, v]: [f32; 4]) -> [f32; 3] {
     // SAFETY: within 0 .. 6, as `turn` gives it.
     let sextant = unsafe { h.to_int_unchecked::<i32>() };
-    let i = sextant as f32;
-    let part = saturation * (h - i);
+    let odd = sextant << 31 < 0;
+    let part = saturation * (h - sextant as f32);
     let low = 1.0 - saturation;
-    let middle = if sextant & 1 != 0 { 1.0 - part } else { part + low };
-    let [low, middle] = [low * value, middle * value].map(|x| if P::BYTE { x } else { unit(x) });
-    // How far a sextant is from the middle of those where the channel is low (red) or full (green, blue).
-    let [from_r, from_g, from_b] = [2.5, 1.5, 3.5].map(|centre| (i - centre).abs());
+    let middle = if odd { 1.0 - part } else { part + low };
+    let [low, middle] = if P::BYTE {
+        // Both are within 0 .. 1.
+        [low, middle].map(|x| whole(x * v * 255.999))
+    } else {
+        [low, middle].map(|x| unit(x * value))
+    };
+    // Red and green, green and blue, blue and red are above the least.
+    let (x, y) = if odd { (middle, value) } else { (value, middle) };
+    let (first, second) = (negative(h - 2.0), negative(h - 4.0));
     [
-        if from_r < 1.0 {
+        if first {
+            x
+        } else if second {
             low
-        } else if from_r < 2.0 {
-            middle
         } else {
-            value
+            y
         },
-        if from_g < 1.0 {
-            value
-        } else if from_g < 2.0 {
-            middle
+        if first {
+            y
+        } else if second {
+            x
         } else {
             low
         },
-        if from_b < 1.0 {
-            value
-        } else if from_b < 2.0 {
-            middle
-        } else {
+        if first {
             low
+        } else if second {
+            y
+        } else {
+            x
         },
     ]
 }
@@ -652,6 +726,21 @@ mod tests {
                 }
                 check_jitter(&floats, shape, [strong, 1.0, 1.0, hue], [0, 1, 2, 3]);
             }
+        }
+    }
+
+    #[test]
+    fn hue_of_many_colours() {
+        // The value of a byte is taken as it is.
+        assert!((0..=255u8).map(f32::from).all(|x| whole(x * BYTE * 255.999) == x));
+        let level = |i: usize| [0, 1, 2, 3, 42, 43, 84, 85, 127, 128, 170, 171, 200, 213, 254, 255][i & 15];
+        let bytes: Vec<u8> = (0..1 << 12).flat_map(|i| [level(i), level(i >> 4), level(i >> 8)]).collect();
+        let floats: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
+        let shape = Shape { h: 64, w: 64, c: 3, planar: false };
+        for k in -16..=16 {
+            let factors = [f64::NAN, f64::NAN, f64::NAN, f64::from(k) / 32.0];
+            check_jitter(&bytes, shape, factors, [0, 1, 2, 3]);
+            check_jitter(&floats, shape, factors, [0, 1, 2, 3]);
         }
     }
 

@@ -289,6 +289,7 @@ def mix_labels(labels: Array, step: Any) -> Array:
     """Of each sample lam y_i + (1 - lam) y_partner, in the type of the labels."""
     lam = step.lam.reshape((-1,) + (1,) * (labels.ndim - 1))
     own, other = lam.astype(labels.dtype), (1.0 - lam).astype(labels.dtype)
-    mixed: Array = own * labels + other * labels[step.partner]
+    with np.errstate(all="ignore"):
+        mixed: Array = own * labels + other * labels[step.partner]
     # Where nothing is mixed, nothing is computed.
     return np.where(lam == 1.0, labels, np.where(lam == 0.0, labels[step.partner], mixed))
