@@ -252,7 +252,7 @@ def draw(results: dict[str, list[Run]], title: str, path: Path) -> None:
             panel.set_ylim(max(0.0, low - 0.05), 1)
             panel.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         else:
-            panel.set_ylim(0, None)
+            panel.set_yscale("log")
     figure.legend(fontsize=13, loc="outside lower center", ncols=len(results), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -30,6 +30,36 @@ pub fn block(counter: [u32; 4], mut key: [u32; 2], rounds: u32) -> [u32; 4] {
     words.map(|word| word as u32)
 }
 
+/// The words of [`LANES`] blocks: number `16 w + i` is word `w` of the block whose counter is `first + i` and then `rest`.
+/// The lowest 4 bits of `first` are 0.
+///
+/// The same as [`block`], but each step for all blocks before the next: what can be computed at the same time then stands
+/// close together, where the CPU sees it. For seven rounds
+/// that takes 2/3 of the time; in dropout, with ten, no gain was measured, so [`Stream::group`] goes block by block.
+#[inline(always)]
+pub fn blocks(first: u32, rest: [u32; 3], mut key: [u32; 2], rounds: u32) -> [u32; GROUP] {
+    const LOW: u64 = 0xffff_ffff;
+    let [c1, c2, c3] = rest.map(u64::from);
+    let (mut w0, mut w1, mut w2, mut w3) = ([0; LANES], [c1; LANES], [c2; LANES], [c3; LANES]);
+    for i in 0..LANES {
+        w0[i] = u64::from(first | i as u32);
+    }
+    for _ in 0..rounds {
+        let [k0, k1] = key.map(u64::from);
+        for i in 0..LANES {
+            let (a, b) = ((w0[i] & LOW) * MULTIPLIERS[0], (w2[i] & LOW) * MULTIPLIERS[1]);
+            [w0[i], w1[i], w2[i], w3[i]] = [(b >> 32) ^ w1[i] ^ k0, b, (a >> 32) ^ w3[i] ^ k1, a];
+        }
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    let mut out = [0; GROUP];
+    for i in 0..LANES {
+        [out[i], out[LANES + i]] = [w0[i] as u32, w1[i] as u32];
+        [out[2 * LANES + i], out[3 * LANES + i]] = [w2[i] as u32, w3[i] as u32];
+    }
+    out
+}
+
 /// A sequence of 2^64 random numbers of 32 bits for each seed and stream.
 ///
 /// Number `i` is word `i / 16 % 4` of the block with the counter `i / 64 * 16 + i % 16`: 16 numbers in a row take the same

@@ -326,7 +326,7 @@ def noise(x: Array, z: Array, mean: float, sigma: float, clip: bool = True) -> A
     """z is normal, of the shape of x."""
     mean, sigma = F32.type(mean), F32.type(sigma)
     if x.dtype == U8:
-        return narrowed(x.astype(F32) + F32.type(255) * (mean + sigma * z), x)
+        return narrowed(x.astype(F32) + (F32.type(255) * mean + F32.type(255) * sigma * z), x)
     y = x + (mean + sigma * z)
     return np.clip(y, 0, 1) if clip else y
 
@@ -363,12 +363,12 @@ def mix(x: Array, partner: Array, weight: Array, boxes: Array) -> Array:
 
 
 def words(key: Sequence[int], counter: Sequence[int], groups: int) -> Array:
-    """32 bits for each of 64 `groups` elements: 16 in a row take the same word of 16 blocks.
+    """64 `groups` words of 32 bits: 16 in a row are the same word of 16 blocks, of 7 rounds.
 
     `counter` is words 1 to 3 of the blocks' counters; word 0 is the number of the block with the top bit set.
     """
     blocks = np.arange(16 * groups, dtype=np.uint64) + np.uint64(2**31)
-    four = np.stack(layers_reference.philox((blocks, *counter), key))
+    four = np.stack(layers_reference.philox((blocks, *counter), key, 7))
     return four.reshape(4, groups, 16).swapaxes(0, 1).reshape(-1).astype(np.uint32)
 
 
@@ -391,19 +391,32 @@ def counter_of(index: int, epoch: int, transform: int) -> tuple[int, int, int]:
     return index % 2**32, (index >> 32) | transform << 16, epoch
 
 
-def normals(key: Sequence[int], counter: Sequence[int], n: int) -> tuple[Array, Array]:
-    """Box and Muller in float64, of words 0 and 1 and words 2 and 3 of each block; and the radii.
+def polynomial(x: Array, coefficients: Sequence[float]) -> Array:
+    """By Horner's rule, the constant coefficient first."""
+    y = np.full(x.shape, coefficients[-1], F32)
+    for k in coefficients[-2::-1]:
+        y = y * x + F32.type(k)
+    return y
 
-    u is (a + 1 / 2) 2^-31 with the upper 31 bits a. The lower 30 bits of the second word are an angle from -45 to 45
-    degrees, bit 30 exchanges cosine and sine, bit 31 is the sign of both.
+
+def normals(key: Sequence[int], counter: Sequence[int], n: int) -> tuple[Array, Array]:
+    """Box and Muller: two numbers of each word, 16 words after each other; and their radii. Bit for bit.
+
+    The radius is sqrt(-2 ln u) of u = (k + 1 / 2) 2^-16 with the lower 16 bits k; the angle is the word without its
+    upper bit, as -1 to 1 quarter turns, and the upper bit is the sign of both numbers. All in float32: u is
+    2^-i (1 - v / 2), and -2 ln u is 2 ln 2 (i + v) and v times a polynomial in v.
     """
-    four = words(key, counter, -(-n // 64)).reshape(-1, 2, 2, 16).astype(np.int64)
-    a, b = four[:, :, 0], four[:, :, 1]
-    radius = np.sqrt(-2.0 * np.log(((a >> 1) + 0.5) * 2.0**-31))
-    low = b & (2**30 - 1)
-    angle = np.where(low >= 2**29, low - 2**30, low) * 2.0**-30 * (math.pi / 2)
-    swap = (b >> 30 & 1).astype(bool)
-    sign = 1.0 - 2.0 * (b >> 31 & 1)
-    cos, sin = np.where(swap, np.sin(angle), np.cos(angle)), np.where(swap, np.cos(angle), np.sin(angle))
-    z = np.stack([sign * radius * cos, sign * radius * sin], axis=2)
-    return z.reshape(-1)[:n], np.stack([radius, radius], axis=2).reshape(-1)[:n]
+    word = words(key, counter, -(-n // 128))
+    x = (word & np.uint32(0xFFFF)).astype(F32) + F32.type(0.5)
+    bits = np.uint32(0x47800000) - x.view(np.uint32)  # of 2^16 and of x: (i + v) 2^23
+    v = ((bits & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)).view(F32) - F32.type(1)
+    linear = bits.astype(F32) * F32.type(F32.type(2) * F32.type(math.log(2)) / F32.type(2**23))
+    even = polynomial(v * v, [-0.3863458, 0.07334882, -0.031075563])
+    odd = polynomial(v * v, [0.25135022, 0.06203236, 0.030685153])
+    radius = np.sqrt((linear + v * even) + v * v * odd)
+    a = (word << np.uint32(1)).view(np.int32).astype(F32) * F32.type(2.0**-31)
+    cos = polynomial(a * a, [0.99999995, -1.2336982, 0.25365075, -0.020810628, 0.0008581906])
+    sin = a * polynomial(a * a, [1.570791, -0.64589285, 0.07943434, -0.0043331])
+    signed = np.where(word >> np.uint32(31), -radius, radius)
+    z = np.stack([(signed * cos).reshape(-1, 16), (signed * sin).reshape(-1, 16)], axis=1)
+    return z.reshape(-1)[:n], np.stack([radius.reshape(-1, 16)] * 2, axis=1).reshape(-1)[:n]

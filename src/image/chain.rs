@@ -15,7 +15,7 @@ use super::sample::{Op, Pixel, Shape, Table, View, ViewMut, Workspace};
 use super::warp::Warp;
 use crate::float::{Bf16, Element, F16, Real};
 use crate::parallel;
-use crate::simd::{Isa, Kernel, dispatch, prefetch};
+use crate::simd::{Isa, Kernel, dispatch};
 
 /// The list of transforms: from it come what a stage can be, and what it does.
 macro_rules! transforms {
@@ -274,8 +274,6 @@ impl Chain {
         if input == output {
             places.at = Place::Output;
         }
-        // Transforms read rows across or from below; memory is read fastest in order.
-        prefetch_all(input, self.input.len() * self.stored.size());
         let mut byte = self.stored == Stored::U8;
         let mut shape = self.input;
         let turn =
@@ -500,16 +498,6 @@ impl Addresses {
 unsafe impl Send for Addresses {}
 // SAFETY: likewise.
 unsafe impl Sync for Addresses {}
-
-/// Asks for a picture to be brought into the cache, unless it is larger than that.
-fn prefetch_all(first: *const u8, bytes: usize) {
-    const PIECE: usize = 4096;
-    if bytes <= 1 << 20 {
-        for start in (0..bytes).step_by(PIECE) {
-            prefetch(first.wrapping_add(start), PIECE.min(bytes - start));
-        }
-    }
-}
 
 /// # Safety
 /// So many bytes can be read and written, and the two are apart.

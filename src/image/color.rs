@@ -14,8 +14,6 @@
 //! Pictures have one channel (the value is the gray; saturation and hue leave it), three, or four (the fourth is alpha
 //! and stays as it is).
 
-use std::any::Any;
-
 use super::tile::{self, TILE};
 use super::{Op, Pixel, Shape, Table, ViewMut, Workspace};
 use crate::parallel::CHUNK;
@@ -135,7 +133,7 @@ impl Op for Gray {
     const EDITS: bool = true;
 
     fn new(_table: Table<'_>, channels: usize) -> Result<Gray, String> {
-        check_channels("scratchcale", channels).map(|()| Gray)
+        check_channels("gray", channels).map(|()| Gray)
     }
 
     fn edit<P: Pixel>(&self, _i: usize, image: ViewMut<'_, P>, _work: &mut Workspace, isa: Isa) {
@@ -355,11 +353,7 @@ fn store_pixels<P: Pixel, const C: usize>(pixels: &mut [[P; C]], apart: &mut [[P
 fn narrow<P: Pixel>(planes: &[f32], to: &mut [P]) {
     for (p, &x) in to.iter_mut().zip(planes) {
         // With a clamp, though there is nothing to clamp either, this is an instruction.
-        let byte = if P::BYTE { integer(x).clamp(0, 255) as u8 } else { 0 };
-        *p = match (&byte as &dyn Any).downcast_ref() {
-            Some(&byte) => byte,
-            None => P::narrow(x),
-        };
+        *p = if P::BYTE { P::of_byte(integer(x).clamp(0, 255) as u8) } else { P::narrow(x) };
     }
 }
 

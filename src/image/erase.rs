@@ -1,6 +1,6 @@
 //! Boxes that are filled: random erasing and Cutout.
 
-use crate::image::draw::{self, normals, words};
+use crate::image::draw::{self, NORMALS, normals, words};
 use crate::image::{Op, Pixel, Shape, Table, ViewMut, Workspace};
 use crate::philox::GROUP;
 use crate::simd::{Isa, Kernel, dispatch};
@@ -11,8 +11,8 @@ use crate::simd::{Isa, Kernel, dispatch};
 /// 1708.04552).
 ///
 /// A random `f32` is a standard normal number, as torch's: element `i` of the picture in the order (h, w, c) has number
-/// `i % 64` of [`normals`]' group `i / 64`. A random byte is any of the 256: element `i` has byte `i % 256` of group `i
-/// / 256` of [`words`], each word's lowest byte first. So boxes that overlap agree, whatever their order.
+/// `i % 128` of [`normals`]' group `i / 128`. A random byte is any of the 256: element `i` has byte `i % 256` of group
+/// `i / 256` of [`words`], each word's lowest byte first. So boxes that overlap agree, whatever their order.
 #[derive(Clone, Debug)]
 pub struct Erase {
     samples: Vec<Sample>,
@@ -126,7 +126,7 @@ struct Random<'a, P> {
 /// The most elements of a group.
 const MOST: usize = 4 * GROUP;
 
-/// The numbers of group `group`: of `MOST` bytes, or of `GROUP` floats.
+/// The numbers of group `group`: of `MOST` bytes, or of `NORMALS` floats.
 #[inline(always)]
 fn random<P: Pixel>(key: [u32; 2], counter: [u32; 3], group: usize) -> [P; MOST] {
     let mut out = [P::default(); MOST];
@@ -139,7 +139,10 @@ fn random<P: Pixel>(key: [u32; 2], counter: [u32; 3], group: usize) -> [P; MOST]
             out[i] = P::narrow(f32::from(bytes[i]));
         }
     } else {
-        for (out, z) in out.iter_mut().zip(normals(key, counter, group as u32)) {
+        let mut z = [0.0; NORMALS];
+        let runs = z.as_chunks_mut().0;
+        normals::<1>(key, counter, group as u32, |run, z| runs[run] = z);
+        for (out, z) in out.iter_mut().zip(z) {
             *out = P::narrow(z);
         }
     }
@@ -151,7 +154,7 @@ impl<P: Pixel> Kernel for Random<'_, P> {
     #[inline(always)]
     fn run(self) {
         let Random { key, counter, data, shape, area: [top, left, bottom, right] } = self;
-        let length = if P::BYTE { MOST } else { GROUP };
+        let length = if P::BYTE { MOST } else { NORMALS };
         let (by_channel, _) = shape.strides();
         for y in top..bottom {
             let (mut i, end) = ((y * shape.w + left) * shape.c, (y * shape.w + right) * shape.c);
@@ -198,7 +201,9 @@ mod tests {
                 } else if P::BYTE {
                     (words([1, 2], [3, 4, 5], (i / 256) as u32)[i % 256 / 4] >> (i % 4 * 8) & 255) as f32
                 } else {
-                    normals([1, 2], [3, 4, 5], (i / 64) as u32)[i % 64]
+                    let mut z = Vec::new();
+                    normals::<1>([1, 2], [3, 4, 5], (i / 128) as u32, |_, run| z.extend(run));
+                    z[i % 128]
                 };
                 out[i / s.c * by_pixel + c * by_channel] = P::narrow(number);
             }

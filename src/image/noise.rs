@@ -1,16 +1,16 @@
 //! Gaussian noise.
 
-use crate::image::draw::{self, normals};
+use crate::image::draw::{self, NORMALS, RUN, normals};
+use crate::image::tile::{TILE, split};
 use crate::image::{Op, Pixel, Shape, Table, ViewMut, Workspace};
-use crate::philox::GROUP;
 use crate::simd::{Isa, Kernel, dispatch};
 
 /// `x_i + (mean + sigma z_i)` with standard normal `z_i`; mean and sigma are parts of the largest value
 /// ([`Pixel::FULL`]).
 ///
-/// Element `i` counts in the order (h, w, c), however the picture lies in memory, and `z_i` is number `i % 64` of
-/// [`normals`]' group `i / 64`. In `f32`: `x + FULL * (mean + sigma * z)`; a byte is then rounded and clamped, an `f32`
-/// clamped to 0 .. 1 if that is asked for (NaN passes).
+/// Element `i` counts in the order (h, w, c), however the picture lies in memory, and `z_i` is number `i % 128` of
+/// [`normals`]' group `i / 128`. In `f32`: `x + (FULL * mean + (FULL * sigma) * z)`; a byte is then rounded and clamped,
+/// an `f32` clamped to 0 .. 1 if that is asked for (NaN passes).
 #[derive(Clone, Debug)]
 pub struct Noise {
     samples: Vec<Sample>,
@@ -43,11 +43,12 @@ impl Op for Noise {
         let sample = |i: usize| {
             let row = table.row(i);
             let (mean, sigma) = (row[0] as f32, row[1] as f32);
-            if !mean.is_finite() {
-                return Err(format!("mean must be finite, got {} for sample {i}", row[0]));
+            // What is times 255 finite too.
+            if !(-1e36..=1e36).contains(&mean) {
+                return Err(format!("mean must be finite, of at most 1e36, got {} for sample {i}", row[0]));
             }
-            if !(sigma.is_finite() && sigma >= 0.0) {
-                return Err(format!("sigma must be finite and at least 0, got {} for sample {i}", row[1]));
+            if !(0.0..=1e36).contains(&sigma) {
+                return Err(format!("sigma must be at least 0 and at most 1e36, got {} for sample {i}", row[1]));
             }
             let (key, counter) = draw::of_numbers(&row[2..]).ok_or_else(|| {
                 format!("the words of sample {i} must be whole numbers of 32 bits, got {:?}", &row[2..])
@@ -69,13 +70,14 @@ impl Op for Noise {
         match image.shape {
             shape if shape.is_empty() => {}
             Shape { planar: false, .. } | Shape { c: 1, .. } => dispatch(isa, kernel),
-            Shape { c: 3, .. } => {
-                dispatch(isa, AddToPlanes { kernel, channels: Fixed::<3>, buffer: work.floats(3 * GROUP) });
-            }
-            Shape { c, .. } => dispatch(isa, AddToPlanes { kernel, channels: c, buffer: work.floats(c * GROUP) }),
+            Shape { c: 3, .. } => dispatch(isa, AddToThree(kernel)),
+            Shape { c, .. } => dispatch(isa, AddToPlanes { kernel, c, buffer: work.floats(c * NORMALS) }),
         }
     }
 }
+
+/// Groups at a time where elements lie in the order of their numbers.
+const GROUPS: usize = 4;
 
 /// To elements in the order of their numbers.
 struct Add<'a, P> {
@@ -89,28 +91,33 @@ impl<P: Pixel> Kernel for Add<'_, P> {
     #[inline(always)]
     fn run(self) {
         let Add { sample, clip, data } = self;
-        for (group, out) in (0..).zip(data.chunks_mut(GROUP)) {
-            let z = normals(sample.key, sample.counter, group);
-            add(out, &z, sample, clip);
+        let mut z = [0.0; GROUPS * NORMALS];
+        for (tile, data) in (0..).zip(data.chunks_mut(GROUPS * NORMALS)) {
+            let runs = z.as_chunks_mut().0;
+            normals::<GROUPS>(sample.key, sample.counter, GROUPS as u32 * tile, |run, z| runs[run] = z);
+            add(data, &z, sample, clip);
         }
     }
 }
 
-/// To up to 64 elements that lie side by side.
+/// To at most `N` elements that lie side by side.
 #[inline(always)]
-fn add<P: Pixel>(data: &mut [P], z: &[f32; GROUP], Sample { mean, sigma, .. }: Sample, clip: bool) {
+fn add<P: Pixel, const N: usize>(data: &mut [P], z: &[f32; N], sample: Sample, clip: bool) {
+    let (mean, sigma) = (P::FULL * sample.mean, P::FULL * sample.sigma);
     let noisy = |x: P, z: f32| {
-        let y = x.widen() + P::FULL * (mean + sigma * z);
+        let y = x.widen() + (mean + sigma * z);
         let low = if y < 0.0 { 0.0 } else { y };
         let high = if low > 1.0 { 1.0 } else { low };
         P::narrow(if clip { high } else { y })
     };
-    if let Ok(data) = <&mut [P; GROUP]>::try_from(&mut *data) {
-        let mut out = *data;
-        for j in 0..GROUP {
-            out[j] = noisy(out[j], z[j]);
+    if let Ok(data) = <&mut [P; N]>::try_from(&mut *data) {
+        for (data, z) in data.as_chunks_mut::<RUN>().0.iter_mut().zip(z.as_chunks::<RUN>().0) {
+            let mut out = *data;
+            for j in 0..RUN {
+                out[j] = noisy(out[j], z[j]);
+            }
+            *data = out;
         }
-        *data = out;
     } else {
         for (x, &z) in data.iter_mut().zip(z) {
             *x = noisy(*x, z);
@@ -118,55 +125,56 @@ fn add<P: Pixel>(data: &mut [P], z: &[f32; GROUP], Sample { mean, sigma, .. }: S
     }
 }
 
-/// A number of channels, perhaps known to the compiler.
-trait Channels: Copy {
-    fn get(self) -> usize;
-}
+/// To three planes: 128 pixels at a time have three groups.
+struct AddToThree<'a, P>(Add<'a, P>);
 
-impl Channels for usize {
-    #[inline(always)]
-    fn get(self) -> usize {
-        self
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Fixed<const C: usize>;
-
-impl<const C: usize> Channels for Fixed<C> {
-    #[inline(always)]
-    fn get(self) -> usize {
-        C
-    }
-}
-
-/// To planes: 64 pixels at a time have as many groups as there are channels.
-struct AddToPlanes<'a, P, C> {
-    kernel: Add<'a, P>,
-    channels: C,
-    /// 64 numbers for each channel.
-    buffer: &'a mut [f32],
-}
-
-impl<P: Pixel, C: Channels> Kernel for AddToPlanes<'_, P, C> {
+impl<P: Pixel> Kernel for AddToThree<'_, P> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let AddToPlanes { kernel: Add { sample, clip, data }, channels, buffer } = self;
-        let c = channels.get();
+        let AddToThree(Add { sample, clip, data }) = self;
+        let area = data.len() / 3;
+        let mut pixels = [[0.0; 3]; TILE];
+        let mut planes = [[0.0; TILE]; 3];
+        for (tile, first) in (0..).zip((0..area).step_by(TILE)) {
+            let runs = pixels.as_flattened_mut().as_chunks_mut().0;
+            normals::<3>(sample.key, sample.counter, 3 * tile, |run, z| runs[run] = z);
+            split(&pixels, &mut planes, |z| z);
+            for (k, z) in planes.iter().enumerate() {
+                let start = k * area + first;
+                add(&mut data[start..start + TILE.min(area - first)], z, sample, clip);
+            }
+        }
+    }
+}
+
+/// To planes: 128 pixels at a time have as many groups as there are channels.
+struct AddToPlanes<'a, P> {
+    kernel: Add<'a, P>,
+    c: usize,
+    /// 128 numbers for each channel.
+    buffer: &'a mut [f32],
+}
+
+impl<P: Pixel> Kernel for AddToPlanes<'_, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let AddToPlanes { kernel: Add { sample, clip, data }, c, buffer } = self;
         let area = data.len() / c;
-        let buffer = &mut buffer[..c * GROUP];
-        for (tile, first) in (0..).zip((0..area).step_by(GROUP)) {
-            for (group, out) in (tile * c as u32..).zip(buffer.as_chunks_mut::<GROUP>().0) {
-                *out = normals(sample.key, sample.counter, group);
+        let buffer = &mut buffer[..c * NORMALS];
+        for (tile, first) in (0..).zip((0..area).step_by(NORMALS)) {
+            for (group, out) in (tile * c as u32..).zip(buffer.chunks_exact_mut(NORMALS)) {
+                let runs = out.as_chunks_mut().0;
+                normals::<1>(sample.key, sample.counter, group, |run, z| runs[run] = z);
             }
             for channel in 0..c {
-                let mut z = [0.0; GROUP];
+                let mut z = [0.0; NORMALS];
                 for (z, pixel) in z.iter_mut().zip(buffer.chunks_exact(c)) {
                     *z = pixel[channel];
                 }
                 let start = channel * area + first;
-                add(&mut data[start..start + GROUP.min(area - first)], &z, sample, clip);
+                add(&mut data[start..start + NORMALS.min(area - first)], &z, sample, clip);
             }
         }
     }
@@ -184,10 +192,13 @@ mod tests {
     fn naive<P: Pixel>(image: &[P], s: Shape, sample: Sample, clip: bool) -> Vec<P> {
         let (by_channel, by_pixel) = s.strides();
         let mut out = image.to_vec();
+        let mut numbers = Vec::new();
+        for group in 0..s.len().div_ceil(128) {
+            normals::<1>(sample.key, sample.counter, group as u32, |_, z| numbers.extend(z));
+        }
         for i in 0..s.len() {
-            let z = normals(sample.key, sample.counter, (i / 64) as u32)[i % 64];
             let at = i / s.c * by_pixel + i % s.c * by_channel;
-            let mut y = image[at].widen() + P::FULL * (sample.mean + sample.sigma * z);
+            let mut y = image[at].widen() + (P::FULL * sample.mean + P::FULL * sample.sigma * numbers[i]);
             if clip && !P::BYTE {
                 y = if y < 0.0 { 0.0 } else { y };
                 y = if y > 1.0 { 1.0 } else { y };
@@ -198,9 +209,18 @@ mod tests {
     }
 
     fn check<P: Pixel + std::fmt::Debug>(of: impl Fn(usize) -> P) {
-        for (h, w, c) in
-            [(1, 1, 1), (1, 1, 3), (5, 7, 3), (8, 8, 3), (9, 13, 4), (31, 5, 1), (16, 9, 3), (3, 50, 7), (6, 11, 2)]
-        {
+        for (h, w, c) in [
+            (1, 1, 1),
+            (1, 1, 3),
+            (5, 7, 3),
+            (8, 8, 3),
+            (9, 13, 4),
+            (31, 5, 1),
+            (16, 9, 3),
+            (3, 50, 7),
+            (6, 11, 2),
+            (33, 32, 3),
+        ] {
             for clip in [false, true] {
                 let rows = [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 0.05, 0.3, 1.0, 2.0, 3.0, 4.0, 6.0];
                 let op = table(&rows, &[f64::from(u8::from(clip))]).unwrap();
@@ -283,9 +303,9 @@ mod tests {
             row[at] = x;
             table(&row, &[1.0]).unwrap_err()
         };
-        assert!(with(0, f64::NAN).contains("mean must be finite, got NaN for sample 0"));
+        assert!(with(0, f64::NAN).contains("mean must be finite, of at most 1e36, got NaN for sample 0"));
         assert!(with(0, 1e300).contains("mean"));
-        assert!(with(1, -0.1).contains("sigma must be finite and at least 0, got -0.1"));
+        assert!(with(1, -0.1).contains("sigma must be at least 0 and at most 1e36, got -0.1"));
         assert!(with(1, f64::INFINITY).contains("sigma"));
         assert!(with(3, 0.5).contains("words of sample 0"));
         assert!(with(6, -1.0).contains("words of sample 0"));

@@ -12,6 +12,8 @@ pub trait Pixel: Copy + Default + PartialEq + Send + Sync + 'static {
     fn widen(self) -> f32;
     /// A byte: clamped to 0 .. 255 and rounded to nearest even (NaN to 0). An `f32`: as it is.
     fn narrow(x: f32) -> Self;
+    /// The pixel of that value.
+    fn of_byte(byte: u8) -> Self;
 }
 
 impl Pixel for u8 {
@@ -28,6 +30,10 @@ impl Pixel for u8 {
         // The last bit of the sum is worth 1, so the sum is rounded to a whole number, which is in its last bits.
         (x + 8_388_608.0).to_bits() as u8
     }
+    #[inline(always)]
+    fn of_byte(byte: u8) -> u8 {
+        byte
+    }
 }
 
 impl Pixel for f32 {
@@ -40,6 +46,10 @@ impl Pixel for f32 {
     #[inline(always)]
     fn narrow(x: f32) -> f32 {
         x
+    }
+    #[inline(always)]
+    fn of_byte(byte: u8) -> f32 {
+        f32::from(byte)
     }
 }
 
