@@ -40,11 +40,9 @@ import numpy as np
 from timing import MISSING, PAUSE, TURN, Contestants, Step, machine, optional, parser, timed
 
 import ironstep
+from ironstep import augment
 from ironstep.data import BatchKey
 
-augment = optional("ironstep.augment")
-if not hasattr(augment, "Compose") or not hasattr(ironstep._core, "uniforms"):
-    augment = None
 cv2 = optional("cv2")
 albumentations = optional("albumentations")
 torch = optional("torch")

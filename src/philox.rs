@@ -34,8 +34,8 @@ pub fn block(counter: [u32; 4], mut key: [u32; 2], rounds: u32) -> [u32; 4] {
 /// The lowest 4 bits of `first` are 0.
 ///
 /// The same as [`block`], but each step for all blocks before the next: what can be computed at the same time then stands
-/// close together, where the CPU sees it. For seven rounds
-/// that takes 2/3 of the time; in dropout, with ten, no gain was measured, so [`Stream::group`] goes block by block.
+/// close together, where the CPU sees it. For seven rounds that takes 2/3 of the time; in dropout, with ten, no gain was
+/// measured, so [`Stream::group`] goes block by block.
 #[inline(always)]
 pub fn blocks(first: u32, rest: [u32; 3], mut key: [u32; 2], rounds: u32) -> [u32; GROUP] {
     const LOW: u64 = 0xffff_ffff;
