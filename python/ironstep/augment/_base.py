@@ -81,11 +81,6 @@ class Draw:
         """Leaves out the next numbers of each sample."""
         self._next += count
 
-    def uniform_batch(self, count: int = 1) -> NDArray[np.float64]:
-        """The next numbers of the first sample, of shape (count,), for what a batch shares."""
-        numbers = self.uniform(count)
-        return numbers[0] if self.n else np.zeros(count)
-
     def beta(self, a: float, b: float) -> NDArray[np.float64]:
         """A number of the beta distribution for each sample, of shape (n,)."""
         first = BETA_BLOCK * (1 + self._betas)
