@@ -113,6 +113,13 @@ def gather(loader: Any, data: Augmented, epochs: int = 2) -> dict[tuple[int, int
     return seen
 
 
+FORKS = pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning",  # JAX's, where another test has loaded it
+    "ignore:This process .* is multi-threaded:DeprecationWarning",
+)
+
+
+@FORKS
 @pytest.mark.parametrize("sizes", [False, True], ids=["one size", "sizes"])
 def test_a_data_loader_gives_the_same_pictures_with_any_workers(sizes: bool) -> None:
     samples = Samples(sizes)
