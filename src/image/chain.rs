@@ -157,11 +157,11 @@ impl Chain {
             }
             checked.push((op, stage.applies));
         }
-        let mut chain = Chain { stages: checked, n, input, output, stored, largest: input.len() };
+        let mut chain = Chain { stages: checked, n, input, output, stored, largest: 0 };
         let mut largest = input.len();
         for i in 0..n {
             let mut shape = input;
-            for (op, _) in chain.applied(i) {
+            for op in chain.applied(i) {
                 shape = op.shape(i, shape).map_err(|error| format!("sample {i}: {error}"))?;
                 largest = largest.max(shape.len());
             }
@@ -188,8 +188,8 @@ impl Chain {
         if normalizes && self.stored == Stored::U8 { Stored::F32 } else { self.stored }
     }
 
-    fn applied(&self, i: usize) -> impl Iterator<Item = (&Transform, usize)> {
-        self.stages.iter().enumerate().filter(move |(_, (_, applies))| applies[i]).map(|(k, (op, _))| (op, k))
+    fn applied(&self, i: usize) -> impl Iterator<Item = &Transform> {
+        self.stages.iter().filter(move |(_, applies)| applies[i]).map(|(op, _)| op)
     }
 
     /// Runs it. The result depends neither on the threads nor on the instruction set.
@@ -281,7 +281,7 @@ impl Chain {
         // How many will make a new picture?
         let mut writable = half || input == output;
         let (mut bytes, mut planar) = (byte, shape.planar);
-        for (op, _) in self.applied(i) {
+        for op in self.applied(i) {
             if !writable || !op.edits(bytes) || turn(op, Shape { planar, ..shape }) {
                 places.left += 1;
                 writable = true;
@@ -298,7 +298,7 @@ impl Chain {
                 let to = places.next(shape.len() * 4, scratch);
                 widen(self.stored, input, View::<f32>::mutable(to, shape), isa);
             }
-            for (op, _) in self.applied(i) {
+            for op in self.applied(i) {
                 let from = places.ptr(scratch);
                 if places.at != Place::Input && op.edits(byte) && !turn(op, shape) {
                     match op {
@@ -368,11 +368,11 @@ impl Chain {
         if input == output {
             places.at = Place::Output;
         }
-        places.left = self.applied(i).filter(|(op, _)| op.moves()).count() + usize::from(before.planar != after.planar);
+        places.left = self.applied(i).filter(|op| op.moves()).count() + usize::from(before.planar != after.planar);
         let mut shape = before;
         // SAFETY: as in `sample`.
         unsafe {
-            for (op, _) in self.applied(i) {
+            for op in self.applied(i) {
                 let next = op.shape(i, Shape { c: self.input.c, ..shape }).unwrap_or(shape);
                 if op.moves() {
                     places.left -= 1;
@@ -393,19 +393,12 @@ impl Chain {
 }
 
 /// A transform that makes a new picture: by itself, or in a copy.
-fn step<P: Pixel>(
-    op: &Transform,
-    i: usize,
-    input: View<'_, P>,
-    mut out: ViewMut<'_, P>,
-    work: &mut Workspace,
-    isa: Isa,
-) {
+fn step<P: Pixel>(op: &Transform, i: usize, input: View<'_, P>, out: ViewMut<'_, P>, work: &mut Workspace, isa: Isa) {
     if op.makes() {
         op.make(i, input, out, work, isa);
     } else {
         out.data.copy_from_slice(input.data);
-        op.edit(i, out.reborrow(), work, isa);
+        op.edit(i, out, work, isa);
     }
 }
 

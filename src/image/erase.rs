@@ -287,27 +287,4 @@ mod tests {
         assert!(new(&WORDS[..4], &[1.0, 0.0, 0.0, 0.0]).is_err());
         assert!(new(&[1.0, 2.0, 3.0, 4.0, -1.0], &[1.0, 0.0, 0.0, 0.0]).unwrap_err().contains("words of sample 0"));
     }
-
-    #[test]
-    #[ignore = "a measurement"]
-    #[allow(clippy::print_stderr, reason = "it says what it measured")]
-    fn speed() {
-        fn measure<P: Pixel>(name: &str) {
-            for (random, planar) in [(false, false), (false, true), (true, false), (true, true)] {
-                let shape = Shape { h: 224, w: 224, c: 3, planar };
-                let op = op(&[40.0, 50.0, 150.0, 160.0], random, &[1.0, 2.0, 3.0]).unwrap();
-                let mut data = vec![P::default(); shape.len()];
-                let mut best = f64::INFINITY;
-                for _ in 0..200 {
-                    let start = std::time::Instant::now();
-                    op.edit(0, ViewMut { data: &mut data, shape }, &mut Workspace::default(), Isa::detect());
-                    let time = start.elapsed().as_secs_f64() * 1e9 / (110 * 110 * 3) as f64;
-                    best = if time < best { time } else { best };
-                }
-                eprintln!("erase {name} random {random} planar {planar}: {best:.3} ns/element of the box");
-            }
-        }
-        measure::<u8>("u8");
-        measure::<f32>("f32");
-    }
 }

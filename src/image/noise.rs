@@ -315,27 +315,4 @@ mod tests {
         let large = Shape { h: 1 << 20, w: 1 << 13, c: 2, planar: false };
         assert!(table(&row, &[1.0]).unwrap().shape(0, large).unwrap_err().contains("2^33"));
     }
-
-    #[test]
-    #[ignore = "a measurement"]
-    #[allow(clippy::print_stderr, reason = "it says what it measured")]
-    fn speed() {
-        fn measure<P: Pixel>(name: &str) {
-            for planar in [false, true] {
-                let shape = Shape { h: 224, w: 224, c: 3, planar };
-                let op = table(&[0.0, 0.1, 1.0, 2.0, 3.0, 4.0, 5.0], &[1.0]).unwrap();
-                let mut data = vec![P::narrow(0.5); shape.len()];
-                let mut best = f64::INFINITY;
-                for _ in 0..50 {
-                    let start = std::time::Instant::now();
-                    op.edit(0, ViewMut { data: &mut data, shape }, &mut Workspace::default(), Isa::detect());
-                    let time = start.elapsed().as_secs_f64() * 1e9 / shape.len() as f64;
-                    best = if time < best { time } else { best };
-                }
-                eprintln!("noise {name} planar {planar}: {best:.3} ns/element");
-            }
-        }
-        measure::<u8>("u8");
-        measure::<f32>("f32");
-    }
 }

@@ -111,13 +111,6 @@ pub struct ViewMut<'a, P> {
     pub shape: Shape,
 }
 
-impl<P> ViewMut<'_, P> {
-    /// The same for a shorter time.
-    pub fn reborrow(&mut self) -> ViewMut<'_, P> {
-        ViewMut { data: self.data, shape: self.shape }
-    }
-}
-
 /// The numbers that a transform is given: a row for each sample, and some that all samples share.
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a> {

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..functional._arrays import Array, overlap, unmasked
+from ..functional._arrays import Array, unmasked
 
 LAYOUTS = ("NHWC", "NCHW", "NHW")
 
@@ -30,16 +30,20 @@ def flat(x: Array) -> NDArray[np.uint8]:
     return x.reshape(-1).view(np.uint8)
 
 
+def refuse_list(x: Any, name: str) -> None:
+    """An error for a list of pictures."""
+    if isinstance(x, (list, tuple)):
+        raise TypeError(
+            f"{name} must be one array, got a {type(x).__name__}: np.stack(images) makes one of pictures of one size, "
+            "others go through one by one, as np.asarray(images[i])[None] (ironstep.torch.Augmented does it)"
+        )
+
+
 class Images:
     """A batch of pictures in any layout and memory order, as the core takes it: dense, (n, h, w, c) or (n, c, h, w)."""
 
     def __init__(self, x: Any, name: str, layout: str) -> None:
-        if isinstance(x, (list, tuple)):
-            raise TypeError(
-                f"{name} must be one array, got a {type(x).__name__}: np.stack(images) makes one of pictures of one "
-                "size, others go through one by one, as np.asarray(images[i])[None] (ironstep.torch.Augmented does it)"
-            )
-        self.layout = layout
+        refuse_list(x, name)
         self.array = unmasked(x, name)
         self.n, self.size = Images.sizes(self.array.shape, layout, name)
         view = nhwc(self.array, layout)
@@ -50,7 +54,6 @@ class Images:
             dense = np.require(view.transpose(order), view.dtype.newbyteorder("="), ["C", "A"])
         self.dense = dense
         """The pictures in one of the two orders: `array` itself, or a copy."""
-        self.own = np.shares_memory(dense, self.array) if dense.size else True
 
     @staticmethod
     def sizes(shape: Any, layout: str, name: str = "images") -> tuple[int, tuple[int, int, int]]:
@@ -137,23 +140,6 @@ def overlaps_itself(x: Array) -> bool:
 def _from_nhwc(layout: str) -> tuple[int, ...]:
     """Where the axes of a layout are in (n, h, w, c)."""
     return tuple(int(axis) for axis in np.argsort(TO_NHWC[layout]))
-
-
-def refuse_overlap(out: Array, images: Array) -> None:
-    """Refuses an output that overlaps the images in part, or as another arrangement of them."""
-    shared = overlap(out, images)
-    if shared is False:
-        return
-    same = (
-        out.shape == images.shape
-        and out.strides == images.strides
-        and out.dtype == images.dtype
-        and out.__array_interface__["data"][0] == images.__array_interface__["data"][0]
-    )
-    if not same:
-        raise ValueError(
-            "out and the images must be apart or the same array, but they overlap in memory; make a copy of one"
-        )
 
 
 # -- Masks -------------------------------------------------------------------------------------------------------------

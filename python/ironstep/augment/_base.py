@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
@@ -398,11 +399,10 @@ class Group(Transform):
 
     def __repr__(self) -> str:
         given = dict(self._arguments())
-        inside = "".join(
-            f"    {line},\n" for t in given.pop("transforms") for line in [repr(t).replace("\n", "\n    ")]
-        )
+        lines = [textwrap.indent(repr(t), "    ") + ",\n" for t in given.pop("transforms")]
+        inside = "".join(["\n", *lines]) if lines else ""
         more = "".join(f", {name}={value!r}" for name, value in given.items())
-        return f"{type(self).__name__}([\n{inside}]{more})" if inside else f"{type(self).__name__}([]{more})"
+        return f"{type(self).__name__}([{inside}]{more})"
 
 
 def leaves(transform: Transform) -> Iterator[Transform]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..data import BatchKey
-from ..functional._arrays import PROBABILITY, Array, flag, number, unmasked
+from ..functional._arrays import PROBABILITY, Array, flag, number, refuse_overlap, unmasked
 from ..optim._hyper import Limit
 from ._arrays import (
     LAYOUTS,
@@ -27,8 +27,8 @@ from ._arrays import (
     mix_masks,
     move_masks,
     overlaps_itself,
+    refuse_list,
     refuse_mixed,
-    refuse_overlap,
     soft_labels,
     type_name,
     word,
@@ -230,8 +230,7 @@ class Compose(Group):
             raise TypeError("the images must be given after the key, as in chain(seed, images), got no array")
         if isinstance(key, np.ndarray) and key.ndim > 1:
             raise TypeError("key must come first, before the images, as in chain(seed, images), got an array")
-        if isinstance(arrays[0], (list, tuple)):
-            Images(arrays[0], "images", self.layout)
+        refuse_list(arrays[0], "images")
         return self.apply(self.sample(key, arrays[0]), *arrays, out=out)
 
     def sample(self, key: BatchKey | int, shape: Any) -> Any:
@@ -342,7 +341,7 @@ def run(chain: Compose, params: Any, arrays: tuple[Any, ...], out: Any) -> Any:
         out = array
     result = Result(out, "out", (n, *after), last, layout, planar)
     if out is not None:
-        refuse_overlap(out, array)
+        refuse_overlap(out, "out", array, "images", True)
     # Before anything is written: `out` may be one of the other arrays.
     targets.follow(steps, segments)
     # Where the result is new memory, the range is looked at on the way.
@@ -364,25 +363,17 @@ def run(chain: Compose, params: Any, arrays: tuple[Any, ...], out: Any) -> Any:
 def plan(transform: Transform, params: Any, shape: Shape, n: int, steps: list[Step]) -> Shape:
     """Adds what a transform does to the steps; returns the shape of a picture afterwards."""
     size = transform._size(shape)
-    if isinstance(transform, OneOf) and isinstance(transform.transforms[0], PairTransform):
-        # One step for all of them: a sample's partner must not have been mixed already.
-        merged = unmixed(n)
-        for t, p in transform._children(params):
-            applies, mix = pair(t, p, shape, n)
-            for all_rows, row in zip(merged, mix, strict=True):
-                all_rows[applies] = row[applies]
-        steps.append(Step(transform, np.ones(n, np.bool_), None, merged, None, size))
+    pairs = isinstance(transform, OneOf) and isinstance(transform.transforms[0], PairTransform)
+    if pairs or isinstance(transform, PairTransform):
+        # One step for all that OneOf chooses from: a sample's partner must not have been mixed already.
+        children = transform._children(params) if isinstance(transform, Group) else [(transform, params)]
+        mix = merged(children, shape, n)
+        steps.append(Step(transform, np.ones(n, np.bool_), None, mix, None, size))
     elif isinstance(transform, Group):
         for t, p in transform._children(params):
             after = plan(t, p, shape, n, steps)
             if isinstance(transform, Compose):
                 shape = after
-    elif isinstance(transform, PairTransform):
-        applies, mix = pair(transform, params, shape, n)
-        merged = unmixed(n)
-        for all_rows, row in zip(merged, mix, strict=True):
-            all_rows[applies] = row[applies]
-        steps.append(Step(transform, applies, None, merged, None, size))
     else:
         applies = applied(params, n)
         stage = transform._stage(params, shape)
@@ -396,15 +387,15 @@ def applied(params: Any, n: int) -> NDArray[np.bool_]:
     return applies
 
 
-def pair(transform: Transform, params: Any, shape: Shape, n: int) -> tuple[NDArray[np.bool_], Mix]:
-    """What a transform of pairs does, and to which samples."""
-    assert isinstance(transform, PairTransform)
-    return applied(params, n), transform._weights(params, shape)
-
-
-def unmixed(n: int) -> Mix:
-    """Mixes nothing."""
-    return Mix(np.arange(n, dtype=np.int64), np.ones(n), np.zeros((n, 4), np.int64), np.ones(n))
+def merged(pairs: list[tuple[Transform, Any]], shape: Shape, n: int) -> Mix:
+    """What transforms of pairs do together, each to the samples that it is applied to."""
+    mix = Mix(np.arange(n, dtype=np.int64), np.ones(n), np.zeros((n, 4), np.int64), np.ones(n))
+    for transform, params in pairs:
+        assert isinstance(transform, PairTransform)
+        applies = applied(params, n)
+        for all_rows, own in zip(mix, transform._weights(params, shape), strict=True):
+            all_rows[applies] = own[applies]
+    return mix
 
 
 def needs_unit(steps: list[Step], kind: str) -> str:

@@ -179,7 +179,7 @@ class Out:
             _core.check_output(out, name)
             for group, may_be in ((inputs, True), (apart, False)):
                 for other_name, other in group:
-                    _refuse_overlap(out, name, other, other_name, may_be)
+                    refuse_overlap(out, name, other, other_name, may_be)
             self.result = out
         self.buffer = self.result if layout.fits(self.result) else layout.empty(like.shape, like.dtype)
 
@@ -205,7 +205,8 @@ def _steps(x: Array) -> list[int]:
     return [stride for stride, n in zip(x.strides, x.shape, strict=True) if n > 1]
 
 
-def _refuse_overlap(out: Array, name: str, other: Any, other_name: str, may_be: bool) -> None:
+def refuse_overlap(out: Array, name: str, other: Any, other_name: str, may_be: bool) -> None:
+    """Refuses a result that overlaps another array, unless it may be that array and is."""
     shared = overlap(out, other)
     if shared is False:
         return
@@ -230,4 +231,4 @@ def refuse_overlaps(named: Sequence[tuple[str, Any]]) -> None:
     given = [(name, out) for name, out in named if isinstance(out, np.ndarray)]
     for i, (name, out) in enumerate(given):
         for other_name, other in given[:i]:
-            _refuse_overlap(out, name, other, other_name, False)
+            refuse_overlap(out, name, other, other_name, False)

@@ -126,18 +126,20 @@ class Augmented(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of a batch."""
+        if not indices:
+            return []
         count = len(self.dataset)
         numbers = np.array([int(i) + count if int(i) < 0 else int(i) for i in indices], np.int64)
         samples = [self.dataset[int(i)] for i in indices]
         alone = [not isinstance(sample, (tuple, list)) for sample in samples]
         columns = [[self._item(x) for x in items] for items in zip(*[_row(s) for s in samples], strict=True)]
-        for image in columns[0] if columns else []:
+        for image in columns[0]:
             # Pillow's palettes and inks are no colours.
             if getattr(image, "mode", "RGB") not in ("L", "RGB", "RGBA"):
                 raise TypeError(f'images must be of the mode L, RGB or RGBA, got {image.mode}; use .convert("RGB")')
         key = BatchKey(self.seed, int(self._epoch), 0, numbers)
-        images = [np.asarray(image) for image in columns[0]]
-        if len({(image.shape, image.dtype) for image in images}) > 1:
+        columns[0] = [np.asarray(image) for image in columns[0]]
+        if len({(image.shape, image.dtype) for image in columns[0]}) > 1:
             if any(isinstance(leaf, PairTransform) for leaf in leaves(self.transform)):
                 raise ValueError(
                     "images of a batch must have one size and type for MixUp and CutMix; bring them to one in the "
